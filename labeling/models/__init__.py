@@ -1,0 +1,27 @@
+"""The nouns of judging: read them in this order."""
+
+from labeling.models.projects import Membership, Project, Protocol
+
+from labeling.models.policies import Policy  # isort: skip
+from labeling.models.prompts import Completion, Prompt
+from labeling.models.rounds import Round, Task, TaskItem
+
+from labeling.models.labels import Assignment, Label, RaterProgress, Skip  # isort: skip
+from labeling.models.datasets import PreferenceDataset
+
+__all__ = [
+    "Assignment",
+    "Completion",
+    "Label",
+    "Membership",
+    "Policy",
+    "PreferenceDataset",
+    "Project",
+    "Prompt",
+    "Protocol",
+    "RaterProgress",
+    "Round",
+    "Skip",
+    "Task",
+    "TaskItem",
+]

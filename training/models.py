@@ -1,0 +1,177 @@
+"""A run, what it reports, what it leaves, and the gate its policy has to pass."""
+
+from typing import Self
+
+from django.conf import settings
+from django.db import models
+from django.urls import reverse
+
+from labeling.models import Policy, PreferenceDataset, Project, Round
+from labeling.models.projects import AnyUser
+
+
+class RunQuerySet(models.QuerySet["Run"]):
+    def managed_by(self, user: AnyUser) -> Self:
+        return self.filter(project__in=Project.objects.managed_by(user))
+
+
+class Run(models.Model):
+    """One attempt at one stage, and itself the queue: a row with a lease and a heartbeat."""
+
+    class Method(models.TextChoices):
+        REWARD_MODEL = "reward_model", "Reward model"
+        DPO = "dpo", "DPO"
+        SAMPLE = "sample", "Sample completions"
+
+    class State(models.TextChoices):
+        CHECKING = "checking", "Checking"  # preflight wanted or under way
+        READY = "ready", "Ready to start"  # preflight passed, a manager decides
+        REFUSED = "refused", "Refused"  # preflight says why
+        QUEUED = "queued", "Queued"
+        RUNNING = "running", "Running"
+        COMPLETE = "complete", "Complete"
+        CANCELLED = "cancelled", "Cancelled"
+        FAILED = "failed", "Failed"
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="runs")
+    method = models.CharField(max_length=16, choices=Method)
+    state = models.CharField(max_length=9, choices=State)
+    config = models.JSONField(default=dict)  # training.rlhf.config.RunConfig as JSON
+    dataset = models.ForeignKey(
+        PreferenceDataset, null=True, blank=True, on_delete=models.PROTECT, related_name="runs"
+    )
+    policy = models.ForeignKey(  # where it starts from
+        Policy, null=True, blank=True, on_delete=models.PROTECT, related_name="runs"
+    )
+    reward_model = models.ForeignKey(
+        "training.Artifact", null=True, blank=True, on_delete=models.PROTECT, related_name="used_by"
+    )
+    round = models.ForeignKey(  # the round that a sampling run writes for
+        Round, null=True, blank=True, on_delete=models.CASCADE, related_name="sampling_runs"
+    )
+    preflight = models.JSONField(default=dict, blank=True)  # the child's preflight.json
+    evaluation = models.JSONField(default=dict, blank=True)  # the child's evaluation.json
+    start_when_ready = models.BooleanField(default=False)  # no manager waits between preflight and start
+    cancel_asked = models.BooleanField(default=False)
+    attempt = models.PositiveIntegerField(default=0)
+    # The lease. While it holds, only this worker may write the row.
+    worker = models.CharField(max_length=100, blank=True)
+    device = models.CharField(max_length=40, blank=True)
+    leased_until = models.DateTimeField(null=True, blank=True)
+    step = models.PositiveIntegerField(default=0)
+    total_steps = models.PositiveIntegerField(default=0)
+    last_seq = models.PositiveIntegerField(default=0)  # last line of progress.jsonl that is stored
+    message = models.TextField(blank=True)  # what it does now, or why it ended: what, where, what to do
+    stderr_tail = models.TextField(blank=True)
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="runs"
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+    started_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    objects = RunQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-pk"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["device"], condition=models.Q(state="running"), name="one_run_at_a_time_on_a_device"
+            ),
+            models.CheckConstraint(
+                condition=~models.Q(state="running")
+                | (models.Q(leased_until__isnull=False) & ~models.Q(worker="")),
+                name="a_running_run_is_leased",
+            ),
+        ]
+        indexes = [models.Index(fields=["state", "id"])]
+
+    def __str__(self) -> str:
+        return f"Run {self.pk} ({self.get_method_display()})"
+
+    def get_absolute_url(self) -> str:
+        return reverse("run", args=[self.pk])
+
+
+class Metric(models.Model):
+    """One line of progress.jsonl."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="metrics")
+    seq = models.PositiveIntegerField()
+    step = models.PositiveIntegerField()
+    values = models.JSONField()  # TRL's metric names -> numbers
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["run", "seq"]
+        constraints = [models.UniqueConstraint(fields=["run", "seq"], name="a_line_of_progress_once")]
+
+    def __str__(self) -> str:
+        return f"step {self.step} of run {self.run_id}"
+
+
+class Artifact(models.Model):
+    """What a run leaves: a reward model, or a policy (then `policy` names it in the project)."""
+
+    class Kind(models.TextChoices):
+        REWARD_MODEL = "reward_model"
+        POLICY = "policy"
+
+    run = models.OneToOneField(Run, on_delete=models.PROTECT, related_name="artifact")
+    kind = models.CharField(max_length=12, choices=Kind)
+    folder = models.CharField(max_length=500)  # absolute
+    policy = models.OneToOneField(
+        Policy, null=True, blank=True, on_delete=models.PROTECT, related_name="artifact"
+    )
+    lineage = models.JSONField(default=dict)  # dataset digest, parent, recipe, seed, library versions
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["pk"]
+
+    def __str__(self) -> str:
+        return f"{self.kind} of run {self.run_id}"
+
+
+class GateDecision(models.Model):
+    """Why a policy was promoted or not: the humans' win rate, or a manager's reason."""
+
+    policy = models.ForeignKey(Policy, on_delete=models.CASCADE, related_name="gate_decisions")
+    against = models.ForeignKey(Policy, null=True, on_delete=models.PROTECT, related_name="+")
+    round = models.ForeignKey(
+        Round, null=True, blank=True, on_delete=models.PROTECT, related_name="gate_decisions"
+    )
+    promoted = models.BooleanField()
+    win_rate = models.FloatField(null=True)
+    low = models.FloatField(null=True)
+    high = models.FloatField(null=True)
+    labels = models.PositiveIntegerField(default=0)
+    decided_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL)
+    reason = models.TextField(blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["pk"]
+        constraints = [
+            models.CheckConstraint(
+                condition=models.Q(decided_by__isnull=True) | ~models.Q(reason=""),
+                name="an_override_has_a_reason",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.policy} {'promoted' if self.promoted else 'not promoted'}"
+
+
+class Worker(models.Model):
+    """A training worker that was seen: pages say when none is alive."""
+
+    name = models.CharField(max_length=100, unique=True)
+    device = models.CharField(max_length=40)
+    seen_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,0 +1,1 @@
+"""Receivers: what training does when judging asks for something."""

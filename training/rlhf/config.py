@@ -1,0 +1,164 @@
+"""The recipe of one run: `config.json`, read and written by both sides. Standard library only."""
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+FORMAT = 1
+
+Method = Literal["reward_model", "dpo", "sample"]
+METHODS: tuple[Method, ...] = ("reward_model", "dpo", "sample")
+
+
+class ConfigError(ValueError):
+    """A recipe that cannot be run; the message says which setting, and what it may be."""
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What is trained: all weights, or low-rank adapters beside them (LoRA, 2106.09685)."""
+
+    kind: Literal["full", "lora"] = "full"
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self.kind in ("full", "lora"), f"tuning.kind is {self.kind!r}: full or lora")
+        _check(1 <= self.lora_rank <= 1024, f"tuning.lora_rank is {self.lora_rank}: from 1 to 1024")
+        _check(self.lora_alpha >= 1, f"tuning.lora_alpha is {self.lora_alpha}: at least 1")
+        _check(0 <= self.lora_dropout < 1, f"tuning.lora_dropout is {self.lora_dropout}: from 0 to below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Settings of the optimisation; tokens and steps, not words and rows."""
+
+    learning_rate: float = 1e-4
+    epochs: float = 1.0
+    max_steps: int = -1  # above 0: stop there, whatever `epochs` says
+    batch_size: int = 16  # rows (pairs, rankings) on the device at once
+    gradient_accumulation: int = 1
+    warmup_ratio: float = 0.1
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_length: int = 512  # tokens of prompt and completion together; longer rows are dropped and counted
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    log_every: int = 5  # steps
+    save_every: int = 50  # steps
+    # DPO
+    beta: float = 0.1
+    sft_weight: float = 0.0  # weight of a negative log-likelihood term on the chosen completion
+    use_margin: bool = True  # subtract the strength margin inside the sigmoid
+
+    def __post_init__(self) -> None:
+        _check(0 < self.learning_rate < 1, f"learning_rate is {self.learning_rate}: above 0, below 1")
+        _check(0 < self.epochs <= 1000, f"epochs is {self.epochs}: above 0, at most 1000")
+        _check(
+            self.max_steps == -1 or self.max_steps >= 1, f"max_steps is {self.max_steps}: -1 or at least 1"
+        )
+        _check(1 <= self.batch_size <= 4096, f"batch_size is {self.batch_size}: from 1 to 4096")
+        _check(1 <= self.gradient_accumulation <= 4096, "gradient_accumulation: from 1 to 4096")
+        _check(0 <= self.warmup_ratio < 1, f"warmup_ratio is {self.warmup_ratio}: from 0 to below 1")
+        _check(self.schedule in ("constant", "linear", "cosine"), f"schedule is {self.schedule!r}")
+        _check(0 <= self.weight_decay < 1, f"weight_decay is {self.weight_decay}: from 0 to below 1")
+        _check(self.max_grad_norm > 0, f"max_grad_norm is {self.max_grad_norm}: above 0")
+        _check(
+            8 <= self.max_length <= 1_000_000, f"max_length is {self.max_length}: from 8 to 1,000,000 tokens"
+        )
+        _check(self.log_every >= 1 and self.save_every >= 1, "log_every and save_every: at least 1 step")
+        _check(0 < self.beta <= 10, f"beta is {self.beta}: above 0, at most 10")
+        _check(0 <= self.sft_weight <= 10, f"sft_weight is {self.sft_weight}: from 0 to 10")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How completions are drawn, for a round and for evaluation."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 128
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.temperature <= 5, f"sampling.temperature is {self.temperature}: from 0 to 5")
+        _check(0 < self.top_p <= 1, f"sampling.top_p is {self.top_p}: above 0, at most 1")
+        _check(1 <= self.max_new_tokens <= 100_000, "sampling.max_new_tokens: from 1 to 100,000")
+        _check(1 <= self.batch_size <= 4096, "sampling.batch_size: from 1 to 4096")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run. `model` and the values of `policies` are folders or hub ids.
+
+    reward_model, dpo: train on `data/`, from `model`, evaluate on `data/*.test.jsonl`.
+        dpo compares with `model` itself as reference; with `reward_model` (a folder) it reports win rates.
+    sample: write `completions.jsonl` for `data/requests.jsonl` with `policies` {name in requests: location}.
+    """
+
+    method: Method
+    seed: int = 0
+    model: str = ""
+    reward_model: str = ""
+    policies: dict[str, str] = field(default_factory=dict)
+    tuning: Tuning = field(default_factory=Tuning)
+    training: Training = field(default_factory=Training)
+    sampling: Sampling = field(default_factory=Sampling)
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        _check(self.format == FORMAT, f"format is {self.format}: this version reads {FORMAT}")
+        _check(self.method in METHODS, f"method is {self.method!r}: one of {', '.join(METHODS)}")
+        _check(0 <= self.seed < 2**32, f"seed is {self.seed}: from 0 to 2**32 - 1")
+        if self.method == "sample":
+            _check(bool(self.policies), "policies: a sampling run needs at least one")
+        else:
+            _check(bool(self.model), "model: name the folder or hub id to start from")
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "RunConfig":
+        """Build from parsed JSON. Raises ConfigError for unknown names, wrong types and refused values."""
+        sections = {"tuning": Tuning, "training": Training, "sampling": Sampling}
+        values = {name: _section(sections[name], value, name) if name in sections else value
+                  for name, value in data.items()}  # fmt: skip
+        return _section(cls, values, "config")
+
+    @classmethod
+    def load(cls, path: Path) -> "RunConfig":
+        return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+_TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str}
+
+
+def _section(kind: Any, values: Any, where: str) -> Any:
+    _check(isinstance(values, dict), f"{where}: expected an object")
+    known = {item.name: item for item in dataclasses.fields(kind)}
+    for name, value in values.items():
+        _check(name in known, f"{where}.{name}: no such setting")
+        wanted = _TYPES.get(
+            known[name].type if isinstance(known[name].type, str) else known[name].type.__name__
+        )
+        if wanted is not None:
+            fits = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+            _check(fits, f"{where}.{name} is {value!r}: expected {known[name].type}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
