@@ -1,0 +1,55 @@
+# Two commands matter: `make demo` and `make test`. Everything lands in .venv/ and var/.
+SHELL := /bin/bash
+VENV := .venv
+PY := $(VENV)/bin/python
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help setup demo test lint types fast slow loop bench pictures clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*##/  make \1 —/'
+
+# The stamp is newer than pyproject.toml once everything is installed: the second time does nothing.
+setup: $(VENV)/.installed ## make .venv and install everything (nothing the second time)
+
+$(VENV)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
+	@test -x $(PY) || { echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing (the first time this fetches PyTorch and takes a few minutes)"
+	$(PY) -m pip install --disable-pip-version-check --progress-bar on -e '.[training,test]' | grep -v 'already satisfied'; exit $${PIPESTATUS[0]}
+	$(PY) -m pip check
+	@touch $@
+
+demo: setup ## the whole loop on this machine: prints an address and three passwords
+	@$(PY) manage.py demo
+
+test: setup lint types fast slow ## everything: lint, types, tests
+
+lint: setup
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+
+types: setup
+	$(VENV)/bin/mypy .
+
+fast: setup ## tests that need neither torch nor a browser nor PostgreSQL
+	$(PY) -m pytest -q -n 2 -m "not training and not browser and not postgres"
+
+slow: setup ## the rest: training, browser, PostgreSQL
+	$(PY) -m pytest -q -m "training or browser or postgres"
+
+loop: setup ## the loop without hands: two rounds with simulated raters
+	$(PY) manage.py demo --headless --rounds 2 --seed 0 --json
+
+bench: setup ## the figures of docs/benchmarks.md
+	$(PY) -m tests.benchmarks.labels --store sqlite
+	$(PY) -m tests.benchmarks.labels --store postgres
+	$(PY) -m tests.benchmarks.parity --method reward
+	$(PY) -m tests.benchmarks.parity --method dpo
+
+pictures: setup ## make the README's pictures again
+	$(PY) -m tests.pictures
+
+clean: ## forget the demo's data (asks)
+	@read -p "Delete var/ with all labels, datasets and policies? [y/N] " a; [ "$$a" = y ] && rm -rf var || true
