@@ -1,9 +1,11 @@
 """A run, what it reports, what it leaves, and the gate its policy has to pass."""
 
+from pathlib import Path
 from typing import Self
 
 from django.conf import settings
 from django.db import models
+from django.db.models.functions import Now
 from django.urls import reverse
 
 from labeling.models import Policy, PreferenceDataset, Project, Round
@@ -14,9 +16,32 @@ class RunQuerySet(models.QuerySet["Run"]):
     def managed_by(self, user: AnyUser) -> Self:
         return self.filter(project__in=Project.objects.managed_by(user))
 
+    def waiting_for_a_device(self) -> Self:
+        """Queued, or left running by a worker that is gone. Sampling goes first: raters wait for it."""
+        lost = models.Q(state=Run.State.RUNNING, leased_until__lt=Now())
+        return self.filter(lost | models.Q(state=Run.State.QUEUED)).order_by(
+            models.Case(
+                models.When(state=Run.State.RUNNING, then=0),
+                models.When(method=Run.Method.SAMPLE, then=1),
+                default=2,
+            ),
+            "pk",
+        )
+
+    def waiting_for_a_check(self) -> Self:
+        free = models.Q(leased_until__isnull=True) | models.Q(leased_until__lt=Now())
+        return self.filter(free, state=Run.State.CHECKING).order_by("pk")
+
 
 class Run(models.Model):
-    """One attempt at one stage, and itself the queue: a row with a lease and a heartbeat."""
+    """One attempt at one stage, and itself the queue: a row with a lease and a heartbeat.
+
+        checking → ready → queued → running → complete
+                 ↘ refused    ↖ resume ↙  ↘ failed, cancelled
+
+    A worker that is told to stop puts its run back to `queued`. A worker that dies leaves it `running`
+    with a lease that runs out: then the next one takes it up.
+    """
 
     class Method(models.TextChoices):
         REWARD_MODEL = "reward_model", "Reward model"
@@ -51,9 +76,15 @@ class Run(models.Model):
     )
     preflight = models.JSONField(default=dict, blank=True)  # the child's preflight.json
     evaluation = models.JSONField(default=dict, blank=True)  # the child's evaluation.json
+    then_next_round = models.BooleanField(default=True)  # a new policy goes back to the raters by itself
+    next_round = models.OneToOneField(  # the round that this run's policy was put into
+        Round, null=True, blank=True, on_delete=models.SET_NULL, related_name="made_by"
+    )
     start_when_ready = models.BooleanField(default=False)  # no manager waits between preflight and start
     cancel_asked = models.BooleanField(default=False)
     attempt = models.PositiveIntegerField(default=0)
+    fruitless_attempts = models.PositiveSmallIntegerField(default=0)  # died in a row without a new checkpoint
+    checkpoint_step = models.PositiveIntegerField(default=0)  # where the next attempt goes on
     # The lease. While it holds, only this worker may write the row.
     worker = models.CharField(max_length=100, blank=True)
     device = models.CharField(max_length=40, blank=True)
@@ -83,6 +114,11 @@ class Run(models.Model):
                 | (models.Q(leased_until__isnull=False) & ~models.Q(worker="")),
                 name="a_running_run_is_leased",
             ),
+            models.UniqueConstraint(
+                fields=["round"],
+                condition=models.Q(method="sample") & ~models.Q(state__in=["cancelled", "failed", "refused"]),
+                name="one_sampling_run_for_a_round",
+            ),
         ]
         indexes = [models.Index(fields=["state", "id"])]
 
@@ -91,6 +127,28 @@ class Run(models.Model):
 
     def get_absolute_url(self) -> str:
         return reverse("run", args=[self.pk])
+
+    @property
+    def folder(self) -> Path:
+        return Path(settings.RUNS_DIR) / str(self.pk)
+
+    @property
+    def is_live(self) -> bool:
+        """Something is going to happen to it without a person."""
+        return self.state in (self.State.CHECKING, self.State.QUEUED, self.State.RUNNING)
+
+    @property
+    def can_start(self) -> bool:
+        return self.state == self.State.READY
+
+    @property
+    def can_cancel(self) -> bool:
+        return (self.is_live and not self.cancel_asked) or self.state == self.State.READY
+
+    @property
+    def can_resume(self) -> bool:
+        """Go on from the last checkpoint; for a refused run: be checked again."""
+        return self.state in (self.State.CANCELLED, self.State.FAILED, self.State.REFUSED)
 
 
 class Metric(models.Model):

@@ -1,0 +1,237 @@
+"""Runs as people and rounds ask for them: create, start, cancel, resume. The rows are the queue.
+
+Nothing here starts a process or writes a file: a worker (training.worker) takes the row up.
+Every change is one conditional UPDATE, so two people, or a person and a worker, cannot both win.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from auditlog.models import LogEntry
+from django.conf import settings
+from django.contrib.auth.models import AbstractBaseUser
+from django.db import IntegrityError, transaction
+from django.db.models import QuerySet
+from django.db.models.functions import Now
+
+from labeling import rounds
+from labeling.models import Policy, PreferenceDataset, Project, Round
+from training.models import Artifact, Run, Worker
+from training.recipes import default_settings, merged
+from training.rlhf.config import ConfigError, RunConfig
+
+State = Run.State
+
+
+class RunRefused(Exception):
+    """This cannot be done with a run; the message says why, for the person who asked."""
+
+
+def create_run(
+    *,
+    project: Project,
+    method: str,
+    dataset: PreferenceDataset,
+    policy: Policy,
+    reward_model: Artifact | None = None,
+    config: dict[str, Any] | None = None,
+    created_by: AbstractBaseUser | None = None,
+    start_when_ready: bool = False,
+    then_next_round: bool = True,
+) -> Run:
+    """A reward model or DPO run, which a worker checks first (preflight).
+
+    `config` holds the parts of a RunConfig that somebody chose: `seed`, `tuning`, `training`, `sampling`.
+    """
+    _check_parts(project, method, dataset, policy, reward_model)
+    chosen = {
+        **merged(default_settings(method=method, policy=policy), config or {}),
+        "method": method,
+        "model": policy.location,
+        "reward_model": reward_model.folder if reward_model else "",
+    }
+    return Run.objects.create(
+        project=project,
+        method=method,
+        state=State.CHECKING,
+        config=_checked(chosen),
+        dataset=dataset,
+        policy=policy,
+        reward_model=reward_model,
+        created_by=created_by,
+        start_when_ready=start_when_ready,
+        then_next_round=then_next_round,
+        message="Waiting for a worker to check it.",
+    )
+
+
+def _check_parts(
+    project: Project, method: str, dataset: PreferenceDataset, policy: Policy, reward_model: Artifact | None
+) -> None:
+    if method not in (Run.Method.REWARD_MODEL, Run.Method.DPO):
+        raise RunRefused(f"{method!r} is no method of training: reward_model or dpo.")
+    if dataset.project_id != project.pk:
+        raise RunRefused(f"The dataset {dataset} belongs to another project.")
+    if policy.project_id != project.pk:
+        raise RunRefused(f"The policy {policy} belongs to another project.")
+    if not policy.location:
+        raise RunRefused(f"The policy {policy} has no model: only its completions are known.")
+    if reward_model is None:
+        return
+    if reward_model.kind != Artifact.Kind.REWARD_MODEL or reward_model.run.project_id != project.pk:
+        raise RunRefused(f"{reward_model} is no reward model of this project.")
+    if reward_model.run.state != State.COMPLETE:
+        raise RunRefused(f"{reward_model.run} has not ended: its reward model is not complete.")
+
+
+def _checked(config: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return RunConfig.from_json(config).to_json()
+    except ConfigError as error:
+        raise RunRefused(f"This recipe cannot be run. {error}") from error
+
+
+def queue_sampling(round: Round) -> Run:
+    """The run that writes the round's completions; the same one again when it is there already."""
+    live = _sampling_runs(round).first()
+    if live is not None:
+        return live
+    plan = rounds.RoundPlan.from_json(round.plan)
+    policies = list({p.pk: p for request in rounds.wanted(round) for p in request.policies}.values())
+    run = Run(
+        project=round.project,
+        method=Run.Method.SAMPLE,
+        round=round,
+        policy=round.new_policy or round.old_policy,
+        start_when_ready=True,
+    )
+    try:
+        run.config = _sampling_config(plan, policies)
+        run.state = State.QUEUED
+        run.message = "Waiting for a worker."
+    except RunRefused as refusal:  # a row that says why raters wait for ever is better than a log line
+        run.state = State.REFUSED
+        run.message = str(refusal)
+    try:
+        with transaction.atomic():
+            run.save()
+    except IntegrityError:  # somebody else was first
+        return _sampling_runs(round).get()
+    return run
+
+
+def _sampling_runs(round: Round) -> QuerySet[Run]:
+    over = [State.CANCELLED, State.FAILED, State.REFUSED]
+    return Run.objects.filter(round=round, method=Run.Method.SAMPLE).exclude(state__in=over)
+
+
+def _sampling_config(plan: rounds.RoundPlan, policies: list[Policy]) -> dict[str, Any]:
+    if not policies:
+        raise RunRefused("There is nothing to sample: the project has no prompts or no current policy.")
+    unable = [str(policy) for policy in policies if not policy.location]
+    if unable:
+        raise RunRefused(f"No model is known for {', '.join(unable)}: completions cannot be sampled.")
+    return _checked(
+        {
+            "method": Run.Method.SAMPLE,
+            "seed": plan.seed,
+            "policies": {sampling_name(policy): policy.location for policy in policies},
+            "sampling": {"temperature": float(plan.temperature), "max_new_tokens": plan.max_new_tokens},
+        }
+    )
+
+
+def sampling_name(policy: Policy) -> str:
+    """What a sampling run calls a policy: names given by people may change."""
+    return f"policy-{policy.pk}"
+
+
+def queue_missing_sampling() -> list[Run]:
+    """Sampling runs for rounds that wait without one: the process that opened them died in between."""
+    waiting = Round.objects.filter(
+        state=Round.State.WAITING, plan__source="sample", sampling_runs__isnull=True
+    ).select_related("project", "new_policy", "old_policy")
+    return [queue_sampling(round) for round in waiting]
+
+
+def start(*, run: Run, by: AbstractBaseUser | None) -> Run:
+    """Queue a run whose preflight passed."""
+    if _move(run, {State.READY}, by, state=State.QUEUED, message="Waiting for a worker."):
+        return run
+    if run.state in (State.QUEUED, State.RUNNING):
+        return run
+    raise RunRefused(f"{run} is {_state(run)}: only a run that is ready can be started.")
+
+
+def cancel(*, run: Run, by: AbstractBaseUser | None) -> Run:
+    """Stop a run, saved; `resume` goes on. A running one is stopped by its worker within seconds."""
+    waiting = {State.CHECKING, State.READY, State.QUEUED}
+    ended = {"state": State.CANCELLED, "ended_at": Now(), "worker": "", "leased_until": None}
+    if _move(run, waiting, by, **ended, message="Cancelled before it started."):
+        return run
+    # Nobody is there to stop it: its lease ran out.
+    if _move(run, {State.RUNNING}, by, lost=True, **ended, message="Cancelled; its worker is gone."):
+        return run
+    if _move(run, {State.RUNNING}, by, cancel_asked=True):
+        return run
+    if run.state == State.CANCELLED:
+        return run
+    raise RunRefused(f"{run} is {_state(run)}: there is nothing to cancel.")
+
+
+def resume(*, run: Run, by: AbstractBaseUser | None) -> Run:
+    """Queue the same run again; it goes on from its last checkpoint. A refused one is checked again."""
+    again = {
+        "cancel_asked": False,
+        "fruitless_attempts": 0,
+        "worker": "",
+        "leased_until": None,
+        "ended_at": None,
+        "stderr_tail": "",
+    }
+    was_checked = run.method == Run.Method.SAMPLE or bool(run.preflight.get("ok"))
+    try:
+        if was_checked:
+            over = {State.CANCELLED, State.FAILED}
+            moved = _move(run, over, by, **again, state=State.QUEUED, message="Waiting for a worker.")
+        else:
+            over = {State.CANCELLED, State.FAILED, State.REFUSED}
+            moved = _move(
+                run, over, by, **again, state=State.CHECKING, message="Waiting for a worker to check it."
+            )
+    except IntegrityError as error:
+        raise RunRefused(f"Another run already samples for {run.round}.") from error
+    if moved or run.is_live:
+        return run
+    raise RunRefused(f"{run} is {_state(run)}: only one that was cancelled or failed can go on.")
+
+
+def _move(
+    run: Run, allowed: set[State], by: AbstractBaseUser | None, *, lost: bool = False, **values: Any
+) -> bool:
+    """Change the row if it still is in an allowed state, and write down who did it."""
+    with transaction.atomic():
+        rows = Run.objects.filter(pk=run.pk, state__in=allowed)
+        if lost:
+            rows = rows.filter(leased_until__lt=Now())
+        before = run.state
+        moved = rows.update(**values) == 1
+        if moved:
+            changes = {
+                name: [before if name == "state" else not values[name], values[name]]
+                for name in ("state", "cancel_asked")
+                if name in values
+            }
+            LogEntry.objects.log_create(run, action=LogEntry.Action.UPDATE, changes=changes, actor=by)
+    run.refresh_from_db()
+    return moved
+
+
+def _state(run: Run) -> str:
+    return run.get_state_display().lower()
+
+
+def workers_alive() -> list[Worker]:
+    """Workers that were seen within two leases."""
+    oldest = Now() - timedelta(seconds=2 * settings.RUN_LEASE_SECONDS)
+    return list(Worker.objects.filter(seen_at__gte=oldest))
