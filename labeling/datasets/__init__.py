@@ -1,0 +1,20 @@
+"""Preference datasets: labels of closed rounds -> comparisons -> rows -> frozen files and a manifest."""
+
+from labeling.datasets.errors import FreezeError, FreezeFailed, InvalidFreeze, NothingToFreeze
+from labeling.datasets.freezing import folder_of, freeze
+from labeling.datasets.judgements import gate_outcomes, judgements_of
+from labeling.datasets.manifest import DamagedDataset, Manifest, verify
+
+__all__ = [
+    "DamagedDataset",
+    "FreezeError",
+    "FreezeFailed",
+    "InvalidFreeze",
+    "Manifest",
+    "NothingToFreeze",
+    "folder_of",
+    "freeze",
+    "gate_outcomes",
+    "judgements_of",
+    "verify",
+]

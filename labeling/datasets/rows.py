@@ -1,0 +1,98 @@
+"""Rows of the frozen tables: TRL's dataset formats, messages always conversational."""
+
+from collections.abc import Iterator, Mapping
+from typing import TypedDict
+
+from labeling.comparisons import Aggregate
+from labeling.datasets.judgements import JudgedTask
+from labeling.models import Project, Prompt
+from labeling.models.prompts import Message
+
+PROMPTS_AT_ONCE = 1000
+
+
+class PairRow(TypedDict):
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    margin: float
+    weight: float
+    p: float
+    strength: int
+
+
+class RankingRow(TypedDict):
+    prompt: list[Message]
+    completions: list[list[Message]]
+    ranks: list[int]
+    weight: float
+
+
+class RatingRow(TypedDict):
+    prompt: list[Message]
+    completion: list[Message]
+    rating: int
+    criterion: str
+    rater: int
+    weight: float
+
+
+class PromptRow(TypedDict):
+    prompt: list[Message]
+
+
+Row = PairRow | RankingRow | RatingRow | PromptRow
+
+
+def rows_of(task: JudgedTask, result: Aggregate, *, raters: Mapping[int, int]) -> Iterator[tuple[str, Row]]:
+    """Rows of one task as (table, row). `raters` gives each rater's number: names never leave the house."""
+    prompt = messages_of(task.prompt)
+
+    def said(completion: int) -> list[Message]:
+        return [Message(role="assistant", content=task.texts[completion])]
+
+    for pair in result.comparisons:
+        yield (
+            "pairs",
+            PairRow(
+                prompt=prompt,
+                chosen=said(pair.chosen),
+                rejected=said(pair.rejected),
+                margin=pair.margin,
+                weight=pair.weight,
+                p=pair.p,
+                strength=pair.strength,
+            ),
+        )
+    for ranking in result.rankings:
+        yield (
+            "rankings",
+            RankingRow(
+                prompt=prompt,
+                completions=[said(completion) for completion in ranking.completions],
+                ranks=list(ranking.ranks),
+                weight=ranking.weight,
+            ),
+        )
+    for rating in result.ratings:
+        yield (
+            "ratings",
+            RatingRow(
+                prompt=prompt,
+                completion=said(rating.completion),
+                rating=rating.rating,
+                criterion=rating.criterion,
+                rater=raters[rating.rater],
+                weight=rating.weight,
+            ),
+        )
+
+
+def prompt_rows(project: Project) -> Iterator[tuple[str, PromptRow]]:
+    """Every prompt of the project as (split, row)."""
+    for prompt in Prompt.objects.filter(project=project).order_by("pk").iterator(chunk_size=PROMPTS_AT_ONCE):
+        yield prompt.split, PromptRow(prompt=messages_of(prompt))
+
+
+def messages_of(prompt: Prompt) -> list[Message]:
+    return [Message(role=turn["role"], content=turn["content"]) for turn in prompt.messages]
