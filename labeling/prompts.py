@@ -59,7 +59,7 @@ def text_problem(text: object) -> str | None:
 
 
 def canonical(messages: object) -> list[Message]:
-    """Check a conversation and return it with the keys `role` and `content` alone; content is kept exactly."""
+    """Check a conversation and return it with `role` and `content` alone; content is kept exactly."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise InvalidPrompt("a prompt is a list of messages, and not an empty one")
     if len(messages) > MAX_TURNS:
