@@ -88,7 +88,10 @@ def _draft_folder() -> Iterator[Path]:
         draft = Path(tempfile.mkdtemp(prefix=".freezing-", dir=root))
         yield draft
     except OSError as error:
-        why = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+        # pyarrow sets errno too, but its own text is long.
+        why = os.strerror(error.errno) if error.errno else str(error)
+        if error.errno == errno.ENOSPC:
+            why = "the disk is full"
         raise FreezeFailed(f"The dataset could not be written: {why}. No file was kept.") from error
     finally:
         if draft is not None:
