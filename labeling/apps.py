@@ -8,7 +8,7 @@ class LabelingConfig(AppConfig):
     def ready(self) -> None:
         from auditlog.registry import auditlog
 
-        from labeling import models, signals  # noqa: F401
+        from labeling import models, receivers, signals  # noqa: F401
 
         for model in (models.Project, models.Membership, models.Protocol, models.Policy, models.Round):
             auditlog.register(model, exclude_fields=["next_position"] if model is models.Round else [])

@@ -4,15 +4,16 @@ from labeling.models.projects import Membership, Project, Protocol
 
 from labeling.models.policies import Policy  # isort: skip
 from labeling.models.prompts import Completion, Prompt
-from labeling.models.rounds import Round, Task, TaskItem
+from labeling.models.rounds import Round, RoundClosed, RoundNotReady, Task, TaskItem
 
-from labeling.models.labels import Assignment, Label, RaterProgress, Skip  # isort: skip
+from labeling.models.labels import Assignment, Label, LostLease, RaterProgress, Skip  # isort: skip
 from labeling.models.datasets import PreferenceDataset
 
 __all__ = [
     "Assignment",
     "Completion",
     "Label",
+    "LostLease",
     "Membership",
     "Policy",
     "PreferenceDataset",
@@ -21,6 +22,8 @@ __all__ = [
     "Protocol",
     "RaterProgress",
     "Round",
+    "RoundClosed",
+    "RoundNotReady",
     "Skip",
     "Task",
     "TaskItem",

@@ -112,6 +112,25 @@ class Skip(models.Model):
         return f"{self.rater} skipped task {self.task_id}: {self.reason}"
 
 
+class LostLease(models.Model):
+    """A lease that ended without a label: expired, log-out, another task undone, the round closed.
+
+    It remembers what was on the screen, so that a label which comes late still counts while a slot is free.
+    """
+
+    task = models.ForeignKey(Task, on_delete=models.CASCADE, related_name="lost_leases")
+    rater = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="lost_leases")
+    shown = models.JSONField(default=list)
+    lost_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["pk"]
+        indexes = [models.Index(fields=["task", "rater"])]
+
+    def __str__(self) -> str:
+        return f"{self.rater} lost task {self.task_id}"
+
+
 class RaterProgress(models.Model):
     """How far a rater is in a round. `cursor`: every open assignment at or before it is no use to them."""
 

@@ -10,6 +10,14 @@ from labeling.models.projects import AnyUser, Project, Protocol
 from labeling.models.prompts import Completion, Prompt
 
 
+class RoundClosed(Exception):
+    """The round is closed: nothing in it can be judged, taken or undone."""
+
+
+class RoundNotReady(Exception):
+    """The round waits for completions, has no tasks, or cannot be made; the message says which."""
+
+
 class RoundQuerySet(models.QuerySet["Round"]):
     def visible_to(self, user: AnyUser) -> Self:
         if user.is_superuser:
@@ -37,6 +45,7 @@ class Round(models.Model):
     new_policy = models.ForeignKey(Policy, null=True, blank=True, on_delete=models.PROTECT, related_name="+")
     # Positions are given out in rising order; a slot that is given back moves behind all others.
     next_position = models.BigIntegerField(default=0)
+    wanted = models.PositiveIntegerField(default=0, help_text="Labels wanted in all: assignments made.")
     created_at = models.DateTimeField(auto_now_add=True)
     opened_at = models.DateTimeField(null=True, blank=True)
     closed_at = models.DateTimeField(null=True, blank=True)
