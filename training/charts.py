@@ -7,6 +7,7 @@ table of the same figures for those who read rather than see. Nothing here build
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 WIDTH, HEIGHT = 440, 250
 LEFT, RIGHT, TOP, BOTTOM = 48, 424, 26, 204  # the plot's frame
@@ -177,9 +178,7 @@ def shortened(label: str, room: float) -> str:
     return label if len(label) <= letters else label[: letters - 1] + "…"
 
 
-def interval_chart(
-    *, key: str, title: str, x_label: str, y_label: str, points: Sequence[Interval]
-) -> Chart:
+def interval_chart(*, key: str, title: str, x_label: str, y_label: str, points: Sequence[Interval]) -> Chart:
     """Shares with their intervals, side by side, against the line at one half."""
     middles = _columns(len(points))
     room = (RIGHT - LEFT) / max(len(points), 1) - 4
@@ -224,14 +223,13 @@ def scatter_chart(*, key: str, title: str, x_label: str, y_label: str, spots: Se
     return Chart(
         key=key,
         title=title,
-        description="; ".join(
-            f"{s.label}: {y_label} {number(s.y)} at {x_label} {number(s.x)}" for s in spots
-        ) or "Nothing measured yet.",
+        description="; ".join(f"{s.label}: {y_label} {number(s.y)} at {x_label} {number(s.x)}" for s in spots)
+        or "Nothing measured yet.",
         x_label=x_label,
         y_label=y_label,
         x_ticks=[Tick(_x(v, x_ticks[0], x_ticks[-1]), number(v)) for v in x_ticks],
         y_ticks=[Tick(_y(v, y_ticks[0], y_ticks[-1]), number(v)) for v in y_ticks],
-        lines=[Line(*a, *b, "trend") for a, b in zip(places, places[1:], strict=False)],
+        lines=[Line(*a, *b, "trend") for a, b in pairwise(places)],
         dots=[Dot(*place, "good" if s.good else "plain") for place, s in zip(places, spots, strict=True)],
         texts=_beside(places, [s.label for s in spots]),
         columns=["", x_label, y_label],
@@ -294,8 +292,7 @@ def grouped_bars(
         key=key,
         title=title,
         description="; ".join(
-            f"{group}: "
-            + ", ".join(f"{name} {_share(values[i])}" for name, values in series)
+            f"{group}: " + ", ".join(f"{name} {_share(values[i])}" for name, values in series)
             for i, group in enumerate(groups)
         ),
         x_label=x_label,
@@ -328,8 +325,7 @@ def calibration_chart(*, key: str, title: str, bins: Sequence[Bin]) -> Chart:
         y_label="said by people",
         x_ticks=[Tick(_x(i / 4, 0, 1), percent(i / 4)) for i in range(5)],
         y_ticks=_share_ticks(),
-        lines=[Line(LEFT, BOTTOM, RIGHT, TOP)]
-        + [Line(*a, *b, "trend") for a, b in zip(places, places[1:], strict=False)],
+        lines=[Line(LEFT, BOTTOM, RIGHT, TOP)] + [Line(*a, *b, "trend") for a, b in pairwise(places)],
         dots=[
             Dot(*place, "plain", round(3 + 4 * math.sqrt(b.n / most), 2))
             for place, b in zip(places, bins, strict=True)

@@ -1,0 +1,180 @@
+"""What a manager may choose for a run, and the reason for an override of the gate."""
+
+from typing import Any
+
+from django import forms
+from django.db.models import QuerySet
+
+from labeling.models import Policy, Project
+from training.models import Artifact, Run
+from training.recipes import default_settings, merged
+from training.rlhf.config import ConfigError, RunConfig, Sampling, Training, Tuning
+
+TUNING = ("kind", "lora_rank", "lora_alpha", "lora_dropout")
+SAMPLING = ("temperature", "max_new_tokens")
+# Settings of training.rlhf.config.Training, in the order of the page. The first group is always open.
+FIRST = ("learning_rate", "epochs", "batch_size")
+FOLDED = (
+    "max_length", "gradient_accumulation", "max_steps", "warmup_ratio", "schedule", "weight_decay",
+    "max_grad_norm", "log_every", "save_every", "bf16", "gradient_checkpointing",
+)  # fmt: skip
+OF_DPO = ("beta", "sft_weight", "use_margin")
+
+
+def _number(label: str, help_text: str = "", *, whole: bool = False) -> forms.Field:
+    kind = forms.IntegerField if whole else forms.FloatField
+    return kind(
+        label=label, help_text=help_text, widget=forms.NumberInput(attrs={"step": 1 if whole else "any"})
+    )
+
+
+def trained_policies(project: Project) -> QuerySet[Policy]:
+    """Policies that a run can start from: those whose model is known, the newest first."""
+    return project.policies.exclude(location="").order_by("-pk")
+
+
+def reward_models(project: Project) -> QuerySet[Artifact]:
+    return (
+        Artifact.objects.filter(
+            run__project=project, run__state=Run.State.COMPLETE, kind=Artifact.Kind.REWARD_MODEL
+        )
+        .select_related("run__dataset")
+        .order_by("-pk")
+    )
+
+
+class RewardModelChoice(forms.ModelChoiceField):
+    def label_from_instance(self, obj: Any) -> str:
+        return f"Run {obj.run_id}, on {obj.run.dataset}"
+
+
+class RunForm(forms.Form):
+    """One method's settings, filled in with defaults that work for the chosen policy."""
+
+    dataset = forms.ModelChoiceField(queryset=None, empty_label=None)
+    policy = forms.ModelChoiceField(queryset=None, empty_label=None, label="Start from the policy")
+    reward_model = RewardModelChoice(
+        queryset=None,
+        required=False,
+        empty_label="None: no win rate by reward model",
+        help_text="Scores the new policy against the old one on held-out prompts.",
+    )
+    learning_rate = _number("Learning rate")
+    epochs = _number("Epochs", "How often each row is seen.")
+    batch_size = _number("Batch size", "Rows on the device at once.", whole=True)
+    beta = _number("Beta", "How strongly the policy is held to its reference; higher stays closer.")
+    kind = forms.ChoiceField(
+        label="Tuning",
+        choices=[("full", "All weights"), ("lora", "LoRA adapters")],
+        help_text="Adapters need far less memory.",
+    )
+    seed = forms.IntegerField(min_value=0, max_value=2**32 - 1)
+    max_length = _number(
+        "Longest row", "Tokens of prompt and completion; longer rows are dropped.", whole=True
+    )
+    gradient_accumulation = _number("Gradient accumulation", "Batches for one step.", whole=True)
+    max_steps = _number("Steps at most", "-1: as the epochs say.", whole=True)
+    warmup_ratio = _number("Warm-up", "Share of the steps.")
+    schedule = forms.ChoiceField(choices=[(name, name) for name in ("constant", "linear", "cosine")])
+    weight_decay = _number("Weight decay")
+    max_grad_norm = _number("Clip gradients at")
+    log_every = _number("Steps between reports", whole=True)
+    save_every = _number("Steps between checkpoints", whole=True)
+    sft_weight = _number("Weight of an SFT term", "Keeps the chosen completions likely.")
+    lora_rank = _number("LoRA rank", whole=True)
+    lora_alpha = _number("LoRA alpha", whole=True)
+    lora_dropout = _number("LoRA dropout")
+    temperature = _number("Temperature in evaluation")
+    max_new_tokens = _number("Longest completion in evaluation", "Tokens.", whole=True)
+    use_margin = forms.BooleanField(
+        required=False, label="Stronger preferences count more", help_text="The margin of the strength."
+    )
+    bf16 = forms.BooleanField(required=False, label="Compute in bf16")
+    gradient_checkpointing = forms.BooleanField(required=False, label="Save memory by computing twice")
+    then_next_round = forms.BooleanField(
+        required=False, initial=True, label="Bring the new policy back to the raters in a round of its own"
+    )
+    start_when_ready = forms.BooleanField(
+        required=False, label="Start by itself when the check finds nothing wrong"
+    )
+
+    def __init__(self, *args: Any, project: Project, method: str, **kwargs: Any) -> None:
+        self.method = method
+        policies = trained_policies(project)
+        policy = project.current_policy if project.current_policy in policies else policies.first()
+        chosen = kwargs.pop("initial", None) or {}
+        policy = policies.filter(pk=chosen.get("policy")).first() or policy
+        kwargs["initial"] = {
+            **_flat(default_settings(method=method, policy=policy)),
+            "policy": policy,
+            **chosen,
+        }
+        super().__init__(*args, **kwargs)
+        self.fields["dataset"].queryset = project.datasets.order_by("-pk")
+        self.fields["policy"].queryset = policies
+        self.fields["reward_model"].queryset = reward_models(project)
+        self.initial.setdefault("reward_model", reward_models(project).first())
+        if method != Run.Method.DPO:
+            for name in ("reward_model", "then_next_round", *OF_DPO, *SAMPLING):
+                del self.fields[name]
+
+    def section(self, names: tuple[str, ...]) -> list[forms.BoundField]:
+        return [self[name] for name in names if name in self.fields]
+
+    def choices(self) -> list[forms.BoundField]:
+        return self.section(("dataset", "policy", "reward_model"))
+
+    def settings(self) -> list[forms.BoundField]:
+        return self.section((*FIRST, "beta", "kind", "seed"))
+
+    def folded(self) -> list[forms.BoundField]:
+        return self.section((*FOLDED[:-2], "sft_weight", *TUNING[1:], *SAMPLING, "use_margin", *FOLDED[-2:]))
+
+    def folded_has_errors(self) -> bool:
+        return any(field.errors for field in self.folded())
+
+    def consent(self) -> list[forms.BoundField]:
+        return self.section(("then_next_round", "start_when_ready"))
+
+    def clean(self) -> dict[str, Any]:
+        """Let the recipe itself refuse what cannot be run, and say it beside the form."""
+        values = super().clean() or {}
+        if not self.errors:
+            try:
+                self.config = self._config(values)
+                RunConfig.from_json({**self.config, "method": self.method, "model": "to be filled in"})
+            except ConfigError as error:
+                self.add_error(None, str(error))
+        return values
+
+    def _config(self, values: dict[str, Any]) -> dict[str, Any]:
+        training = {name: values[name] for name in (*FIRST, *FOLDED, *OF_DPO) if name in values}
+        config = {
+            "seed": values["seed"],
+            "tuning": {name: values[name] for name in TUNING},
+            "training": training,
+        }
+        if self.method == Run.Method.DPO:
+            config["sampling"] = {name: values[name] for name in SAMPLING}
+        return config
+
+
+def _flat(defaults: dict[str, Any]) -> dict[str, Any]:
+    """Defaults of a recipe, completed by those of RunConfig, under the names of the form's fields."""
+    whole = merged(
+        {"seed": 0, "tuning": vars(Tuning()), "training": vars(Training()), "sampling": vars(Sampling())},
+        defaults,
+    )
+    return {"seed": whole["seed"], **whole["tuning"], **whole["training"], **{
+        name: whole["sampling"][name] for name in SAMPLING
+    }}  # fmt: skip
+
+
+class PromoteForm(forms.Form):
+    reason = forms.CharField(
+        label="Why this policy takes over",
+        help_text="Kept with the policy for good.",
+        min_length=10,
+        max_length=2000,
+        widget=forms.Textarea(attrs={"rows": 3}),
+    )

@@ -1,0 +1,128 @@
+"""What a run's evaluation.json and preflight.json say, in the shape that pages show.
+
+Both are written by the child process, maybe by an older version: what is missing is not shown.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.core.cache import cache
+
+from labeling.agreement import PairAgreement, Share, pair_agreement
+from labeling.datasets import judgements_of
+from labeling.models import PreferenceDataset
+from training.charts import Bin, Chart, calibration_chart, grouped_bars
+from training.models import Run
+
+STRENGTHS = {1: "slightly", 2: "better", 3: "clearly", 4: "far better"}
+
+
+def number_in(data: Any, *path: str) -> float | None:
+    """The number at the end of a path of keys; None where there is none.
+
+    >>> number_in({"length": {"new": 12}}, "length", "new"), number_in({}, "kl"), number_in({"a": True}, "a")
+    (12, None, None)
+    """
+    for key in path:
+        if not isinstance(data, dict):
+            return None
+        data = data.get(key)
+    return data if isinstance(data, int | float) and not isinstance(data, bool) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyFigures:
+    """How the new policy differs from the old one on the held-out prompts."""
+
+    prompts: float | None
+    win_rate: float | None  # by the reward model
+    reward_new: float | None
+    reward_old: float | None
+    kl: float | None  # nats for a completion
+    length_new: float | None  # tokens
+    length_old: float | None
+    eos_new: float | None  # share of completions that end by themselves
+    eos_old: float | None
+
+
+def policy_figures(evaluation: dict[str, Any]) -> PolicyFigures | None:
+    """Figures of a DPO run; None before its evaluation."""
+    if number_in(evaluation, "kl") is None and number_in(evaluation, "win_rate") is None:
+        return None
+    return PolicyFigures(
+        prompts=number_in(evaluation, "prompts"),
+        win_rate=number_in(evaluation, "win_rate"),
+        reward_new=number_in(evaluation, "reward", "new"),
+        reward_old=number_in(evaluation, "reward", "old"),
+        kl=number_in(evaluation, "kl"),
+        length_new=number_in(evaluation, "length", "new"),
+        length_old=number_in(evaluation, "length", "old"),
+        eos_new=number_in(evaluation, "eos_rate", "new"),
+        eos_old=number_in(evaluation, "eos_rate", "old"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardEvaluation:
+    accuracy: float | None
+    agreement: float | None  # how often two raters take the same side: what a model can be expected to reach
+    pairs: float | None
+    by_strength: Chart | None
+    calibration: Chart | None
+
+
+def reward_evaluation(run: Run) -> RewardEvaluation | None:
+    """A reward model on the held-out comparisons, beside the raters themselves; None for other runs."""
+    found = run.evaluation
+    accuracy = number_in(found, "accuracy")
+    if run.method != Run.Method.REWARD_MODEL or accuracy is None:
+        return None
+    raters = raters_agreement(run.dataset) if run.dataset else PairAgreement(overall=Share())
+    return RewardEvaluation(
+        accuracy=accuracy,
+        agreement=raters.overall.rate,
+        pairs=number_in(found, "pairs"),
+        by_strength=_by_strength(found.get("by_strength"), raters),
+        calibration=_calibration(found.get("calibration")),
+    )
+
+
+def raters_agreement(dataset: PreferenceDataset) -> PairAgreement:
+    """How far the raters of its rounds agree. Reads every label the first time; a dataset is frozen."""
+    return cache.get_or_set(
+        f"agreement-{dataset.digest}",
+        lambda: pair_agreement(j for r in dataset.rounds.all() for j in judgements_of(r)),
+        timeout=None,
+    )
+
+
+def _by_strength(found: Any, raters: PairAgreement) -> Chart | None:
+    if not isinstance(found, dict) or not found:
+        return None
+    strengths = sorted(int(key) for key in found if str(key).isdigit())
+    return grouped_bars(
+        key="by-strength",
+        title="How often it is right, by strength of the preference",
+        x_label="strength",
+        y_label="same side",
+        groups=[STRENGTHS.get(strength, "tie") for strength in strengths],
+        series=[
+            ("reward model", [number_in(found, str(strength), "accuracy") for strength in strengths]),
+            ("another rater", [raters.by_strength.get(s, Share()).rate for s in strengths]),
+        ],
+    )
+
+
+def _calibration(found: Any) -> Chart | None:
+    if not isinstance(found, list):
+        return None
+    bins = [
+        Bin(predicted=predicted, observed=observed, n=int(n))
+        for row in found
+        if (predicted := number_in(row, "predicted")) is not None
+        and (observed := number_in(row, "observed")) is not None
+        and (n := number_in(row, "n"))
+    ]
+    if not bins:
+        return None
+    return calibration_chart(key="calibration", title="Is it as sure as it is right?", bins=bins)

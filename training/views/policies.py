@@ -1,0 +1,69 @@
+"""The policy page: where it comes from, what it writes, what people think of it, and the override."""
+
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.http import require_POST, require_safe
+
+from labeling.models import Policy, Project
+from training import gate
+from training.forms import PromoteForm
+from training.views import evaluations
+from training.views.samples import samples_of
+from training.views.story import artifact_of
+
+
+@login_required
+@require_safe
+def policy(request: HttpRequest, policy_id: int) -> HttpResponse:
+    return _page(request, _policy_of(request, policy_id), PromoteForm())
+
+
+@login_required
+@require_POST
+def policy_promote(request: HttpRequest, policy_id: int) -> HttpResponse:
+    found = _policy_of(request, policy_id)
+    form = PromoteForm(request.POST)
+    if not form.is_valid():
+        return _page(request, found, form, status=422)
+    try:
+        gate.promote(policy=found, by=request.user, reason=form.cleaned_data["reason"])
+    except gate.PromotionRefused as refusal:
+        form.add_error(None, str(refusal))
+        return _page(request, found, form, status=409)
+    messages.success(request, f"{found} is the current policy now.")
+    return redirect("policy", found.pk)
+
+
+def _policy_of(request: HttpRequest, policy_id: int) -> Policy:
+    return get_object_or_404(
+        Policy.objects.filter(project__in=Project.objects.managed_by(request.user)).select_related(
+            "project__current_policy", "parent", "artifact__run__dataset"
+        ),
+        pk=policy_id,
+    )
+
+
+def _page(request: HttpRequest, found: Policy, form: PromoteForm, status: int = 200) -> HttpResponse:
+    artifact = artifact_of(found)
+    decisions = found.gate_decisions.select_related("against", "round", "decided_by").order_by("-pk")
+    is_current = found.project.current_policy_id == found.pk
+    return render(
+        request,
+        "training/policy.html",
+        {
+            "project": found.project,
+            "policy": found,
+            "artifact": artifact,
+            "lineage": artifact.lineage if artifact else {},
+            "figures": evaluations.policy_figures(artifact.run.evaluation) if artifact else None,
+            "decisions": decisions,
+            "measured": next((d for d in decisions if d.win_rate is not None), None),
+            "samples": samples_of(artifact.run) if artifact else [],
+            "is_current": is_current,
+            "can_be_promoted": bool(found.location) and not is_current,
+            "form": form,
+        },
+        status=status,
+    )

@@ -1,0 +1,40 @@
+"""The project page: the whole story on one page, and what to do next."""
+
+from django.contrib.auth.decorators import login_required
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, render
+from django.views.decorators.http import require_safe
+
+from labeling.models import Project
+from training import runs
+from training.views import story as stories
+
+
+@login_required
+@require_safe
+def project(request: HttpRequest, slug: str) -> HttpResponse:
+    found = get_object_or_404(
+        Project.objects.managed_by(request.user).select_related("current_policy"), slug=slug
+    )
+    story = stories.story_of(found)
+    return render(
+        request,
+        "training/project.html",
+        {
+            "project": found,
+            "story": story,
+            "action": stories.next_action(story),
+            "win_rate_chart": stories.win_rate_chart(story),
+            "reward_chart": stories.reward_chart(story),
+            "candidate_decision": story.decision_on(story.candidate) if story.candidate else None,
+            "workers": runs.workers_alive(),
+        },
+    )
+
+
+@login_required
+@require_safe
+def worker_notice(request: HttpRequest) -> HttpResponse:
+    """The line that says whether anybody would take up a run; asked again by open pages."""
+    get_object_or_404(Project.objects.managed_by(request.user)[:1])
+    return render(request, "training/_worker_notice.html", {"workers": runs.workers_alive()})

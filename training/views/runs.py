@@ -1,0 +1,185 @@
+"""Runs in the browser: choose, check, start, watch, cancel, go on."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
+
+from labeling.models import Project
+from training import runs
+from training.forms import RunForm, reward_models, trained_policies
+from training.models import Artifact, Run
+from training.views import evaluations
+
+METHODS = (Run.Method.REWARD_MODEL, Run.Method.DPO)
+PACE_LINES = 30  # lines of progress that the time left is judged by
+
+
+@login_required
+@require_http_methods(["GET", "HEAD", "POST"])
+def run_new(request: HttpRequest, slug: str) -> HttpResponse:
+    project = get_object_or_404(Project.objects.managed_by(request.user), slug=slug)
+    method = request.GET.get("method") or _likely_method(project)
+    if method not in METHODS:
+        method = Run.Method.REWARD_MODEL
+    form = RunForm(
+        request.POST if request.method == "POST" else None,
+        project=project,
+        method=method,
+        initial=_chosen_in(request),
+    )
+    if request.method == "POST" and form.is_valid():
+        try:
+            run = runs.create_run(
+                project=project,
+                method=method,
+                dataset=form.cleaned_data["dataset"],
+                policy=form.cleaned_data["policy"],
+                reward_model=form.cleaned_data.get("reward_model"),
+                config=form.config,
+                created_by=request.user if request.user.is_authenticated else None,
+                start_when_ready=form.cleaned_data["start_when_ready"],
+                then_next_round=form.cleaned_data.get("then_next_round", True),
+            )
+            return redirect("run", run.pk)
+        except runs.RunRefused as refusal:
+            form.add_error(None, str(refusal))
+    context = {
+        "project": project,
+        "form": form,
+        "method": Run.Method(method),
+        "methods": METHODS,
+        "has_datasets": project.datasets.exists(),
+        "has_policies": trained_policies(project).exists(),
+    }
+    return render(request, "training/run_new.html", context, status=422 if form.errors else 200)
+
+
+def _likely_method(project: Project) -> str:
+    """A reward model first; a policy once one is there."""
+    return Run.Method.DPO if reward_models(project).exists() else Run.Method.REWARD_MODEL
+
+
+def _chosen_in(request: HttpRequest) -> dict[str, int]:
+    """Dataset, policy and reward model that a link to the form names."""
+    return {
+        name: int(value)
+        for name in ("dataset", "policy", "reward_model")
+        if (value := request.GET.get(name, "")).isascii() and value.isdigit() and len(value) < 19
+    }
+
+
+@login_required
+@require_safe
+def run(request: HttpRequest, run_id: int) -> HttpResponse:
+    found = _run_of(request, run_id)
+    if request.headers.get("HX-Request") == "true":
+        return render(request, "training/_run_state.html", _state_context(found))
+    return render(
+        request,
+        "training/run.html",
+        {
+            **_state_context(found),
+            "project": found.project,
+            "last_values": _last_values(found),
+            "workers": runs.workers_alive(),
+            "lineage": _lineage(found),
+            "settings_shown": _settings_shown(found),
+        },
+    )
+
+
+def _run_of(request: HttpRequest, run_id: int) -> Run:
+    return get_object_or_404(
+        Run.objects.managed_by(request.user).select_related(
+            "project", "dataset", "policy", "reward_model__run", "round", "created_by",
+            "artifact__policy", "next_round",
+        ),
+        pk=run_id,
+    )  # fmt: skip
+
+
+def _state_context(run: Run) -> dict[str, Any]:
+    """What the fragment shows that moves with the state."""
+    evaluation = run.evaluation if run.state == Run.State.COMPLETE else {}
+    return {
+        "run": run,
+        "preflight": evaluations.preflight_report(run.preflight),
+        "time_left": _time_left(run),
+        "reward_evaluation": evaluations.reward_evaluation(run) if evaluation else None,
+        "policy_figures": evaluations.policy_figures(evaluation),
+        "artifact": _artifact_of(run),
+    }
+
+
+def _artifact_of(run: Run) -> Artifact | None:
+    try:
+        return run.artifact
+    except Artifact.DoesNotExist:
+        return None
+
+
+def _time_left(run: Run) -> timedelta | None:
+    """From the pace of the last lines of progress; None when it cannot be told."""
+    if run.state != Run.State.RUNNING or not run.total_steps:
+        return None
+    lines: list[tuple[int, datetime]] = list(
+        run.metrics.order_by("-seq").values_list("step", "created_at")[:PACE_LINES]
+    )
+    if len(lines) < 2 or lines[0][0] <= lines[-1][0]:
+        return None
+    (newest, now), (oldest, before) = lines[0], lines[-1]
+    return (now - before) / (newest - oldest) * max(run.total_steps - newest, 0)
+
+
+def _last_values(run: Run) -> list[tuple[str, float, int]]:
+    """The last value of each metric with its step, for readers and for pages without JavaScript."""
+    last: dict[str, tuple[float, int]] = {}
+    for line in run.metrics.order_by("-seq")[:200]:
+        for name, value in line.values.items():
+            last.setdefault(name, (value, line.step))
+    return [(name, value, step) for name, (value, step) in sorted(last.items())]
+
+
+def _lineage(run: Run) -> dict[str, Any]:
+    artifact = _artifact_of(run)
+    return artifact.lineage if artifact else {}
+
+
+def _settings_shown(run: Run) -> list[tuple[str, dict[str, Any]]]:
+    """The recipe, section by section; a sampling run trains nothing."""
+    names = ["sampling"] if run.method == Run.Method.SAMPLE else ["training", "tuning", "sampling"]
+    return [(name, run.config[name]) for name in names if run.config.get(name)]
+
+
+def _action(activity: Callable[..., Run]) -> Callable[[HttpRequest, int], HttpResponse]:
+    """A view that does one thing to a run and shows its state; htmx gets the fragment."""
+
+    @login_required
+    @require_POST
+    def view(request: HttpRequest, run_id: int) -> HttpResponse:
+        found = _run_of(request, run_id)
+        refused = ""
+        try:
+            activity(run=found, by=request.user)
+        except runs.RunRefused as refusal:
+            refused = str(refusal)
+        if request.headers.get("HX-Request") == "true":
+            found = _run_of(request, run_id)
+            context = {**_state_context(found), "refused": refused}
+            return render(request, "training/_run_state.html", context, status=409 if refused else 200)
+        if refused:
+            messages.error(request, refused)
+        return redirect("run", run_id)
+
+    return view
+
+
+run_start = _action(runs.start)
+run_cancel = _action(runs.cancel)
+run_resume = _action(runs.resume)

@@ -1,0 +1,312 @@
+"""A project's story, read from the database: its turns, newest first, and the next sensible step.
+
+A turn is a round with what came of it: datasets frozen from it (and at most earlier rounds), runs on
+them, the policies they left. Policies that no run made stand at the beginning.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from django.db.models import Count, Q
+from django.urls import reverse
+
+from labeling.models import Assignment, Policy, PreferenceDataset, Project, Round
+from training.charts import Chart, Interval, Spot, interval_chart, scatter_chart
+from training.models import Artifact, GateDecision, Run
+from training.views.evaluations import policy_figures
+
+State = Run.State
+
+
+@dataclass
+class DatasetStep:
+    dataset: PreferenceDataset
+    runs: list[Run] = field(default_factory=list)
+
+
+@dataclass
+class Turn:
+    """`round` is None for what came before the first round: imported datasets, the first policies."""
+
+    round: Round | None
+    done: int = 0
+    wanted: int = 0
+    sampling: list[Run] = field(default_factory=list)
+    datasets: list[DatasetStep] = field(default_factory=list)
+    policies: list[Policy] = field(default_factory=list)
+    decision: GateDecision | None = None  # on this round's new policy
+
+    @property
+    def is_judged(self) -> bool:
+        return self.wanted > 0 and self.done >= self.wanted
+
+
+@dataclass(frozen=True)
+class Action:
+    """The next sensible step: a link, or a button that posts."""
+
+    label: str
+    why: str
+    url: str
+    post: bool = False
+
+
+@dataclass
+class Story:
+    project: Project
+    turns: list[Turn]  # oldest first
+    runs: list[Run]  # newest first
+    policies: list[Policy]  # oldest first
+    decisions: list[GateDecision]  # oldest first
+    prompts: int
+
+    @property
+    def newest_first(self) -> list[Turn]:
+        return self.turns[::-1]
+
+    @property
+    def labels(self) -> int:
+        return sum(turn.done for turn in self.turns)
+
+    @property
+    def candidate(self) -> Policy | None:
+        """The newest policy that waits for people's judgement, if it is newer than the current one."""
+        waiting = [p for p in self.policies if p.state == Policy.State.CANDIDATE]
+        return waiting[-1] if waiting else None
+
+    def decision_on(self, policy: Policy) -> GateDecision | None:
+        return next((d for d in reversed(self.decisions) if d.policy_id == policy.pk), None)
+
+
+def story_of(project: Project) -> Story:
+    """Read the whole story; ten queries or so, whatever its length."""
+    rounds = list(project.rounds.select_related("new_policy", "old_policy").order_by("number"))
+    counts = {
+        row["round"]: row
+        for row in Assignment.objects.filter(round__project=project)
+        .values("round")
+        .order_by()
+        .annotate(done=Count("pk", filter=Q(state=Assignment.State.DONE)), wanted=Count("pk"))
+    }
+    decisions = list(
+        GateDecision.objects.filter(policy__project=project)
+        .select_related("policy", "against", "round", "decided_by")
+        .order_by("pk")
+    )
+    runs = list(
+        Run.objects.filter(project=project).select_related("dataset", "round", "artifact__policy", "policy")
+    )
+    policies = list(project.policies.select_related("parent", "artifact__run").order_by("pk"))
+    before = Turn(round=None)
+    turns = {
+        r.pk: Turn(
+            round=r,
+            done=counts[r.pk]["done"] if r.pk in counts else 0,
+            wanted=counts[r.pk]["wanted"] if r.pk in counts else 0,
+            decision=next((d for d in reversed(decisions) if d.round_id == r.pk), None),
+        )
+        for r in rounds
+    }
+    _place_datasets(project, runs, turns, before)
+    _place_policies(policies, turns, before)
+    for run in reversed(runs):
+        if run.round_id in turns:
+            turns[run.round_id].sampling.append(run)
+    first = [before] if before.datasets or before.policies else []
+    return Story(
+        project=project,
+        turns=[*first, *turns.values()],
+        runs=runs,
+        policies=policies,
+        decisions=decisions,
+        prompts=project.prompts.count(),
+    )
+
+
+def _turn_of(dataset: PreferenceDataset, turns: dict[int, Turn], before: Turn) -> Turn:
+    newest = max(dataset.rounds.all(), key=lambda r: r.number, default=None)  # prefetched
+    return turns[newest.pk] if newest is not None else before
+
+
+def _place_datasets(project: Project, runs: list[Run], turns: dict[int, Turn], before: Turn) -> None:
+    runs_on = defaultdict(list)
+    for run in reversed(runs):
+        runs_on[run.dataset_id].append(run)
+    for dataset in project.datasets.prefetch_related("rounds").order_by("pk"):
+        _turn_of(dataset, turns, before).datasets.append(DatasetStep(dataset, runs_on[dataset.pk]))
+
+
+def _place_policies(policies: list[Policy], turns: dict[int, Turn], before: Turn) -> None:
+    turn_of_run = {
+        run.pk: turn for turn in [before, *turns.values()] for step in turn.datasets for run in step.runs
+    }
+    for policy in policies:
+        artifact = artifact_of(policy)
+        turn = turn_of_run.get(artifact.run_id, before) if artifact else before
+        turn.policies.append(policy)
+
+
+def artifact_of(policy: Policy) -> Artifact | None:
+    try:
+        return policy.artifact
+    except Artifact.DoesNotExist:
+        return None
+
+
+# ---- the next step
+
+
+def next_action(story: Story) -> Action | None:
+    """The one step that brings the loop on; None when only waiting helps."""
+    return _prepare(story) or _follow_runs(story) or _judge(story) or _learn(story)
+
+
+def _prepare(story: Story) -> Action | None:
+    slug = story.project.slug
+    if not story.prompts:
+        return Action(
+            "Import prompts", "There is nothing to ask a policy yet.", reverse("import", args=[slug])
+        )
+    if not story.project.protocols.exists():
+        return Action(
+            "Say what raters are asked",
+            "Choose how completions are judged before the first round.",
+            reverse("project_settings", args=[slug]),
+        )
+    return None
+
+
+def _follow_runs(story: Story) -> Action | None:
+    """The newest run, while something has to be done about it or it is under way."""
+    run = story.runs[0] if story.runs else None
+    if run is None:
+        return None
+    name = f"run {run.pk} ({run.get_method_display()})"
+    if run.state == State.READY:
+        return Action(
+            f"Look at run {run.pk} and start it", f"The check of {name} is done.", run.get_absolute_url()
+        )
+    if run.is_live:
+        return Action(
+            f"Watch run {run.pk}", f"{name[0].upper()}{name[1:]} is under way.", run.get_absolute_url()
+        )
+    if run.state in (State.FAILED, State.REFUSED):
+        return Action(
+            f"See what stopped run {run.pk}",
+            run.message or f"{name} did not end well.",
+            run.get_absolute_url(),
+        )
+    return None
+
+
+def _judge(story: Story) -> Action | None:
+    turn = story.turns[-1] if story.turns else None
+    if turn is None or turn.round is None or turn.round.state == Round.State.CLOSED:
+        return None
+    this = turn.round
+    if this.state == Round.State.WAITING:
+        return Action(f"See {this}", "It waits for completions.".format(), this.get_absolute_url())
+    if turn.is_judged:
+        return Action(
+            f"Close round {this.number}",
+            f"All {turn.wanted} labels are in.",
+            reverse("round_close", args=[this.pk]),
+            post=True,
+        )
+    return Action(
+        f"Judge round {this.number}",
+        f"{turn.done} of {turn.wanted} labels are in.",
+        reverse("judge", args=[this.pk]),
+    )
+
+
+def _learn(story: Story) -> Action | None:
+    """From judged rounds to a dataset, a reward model, a policy, and back to the raters."""
+    slug = story.project.slug
+    turn = story.turns[-1] if story.turns else Turn(round=None)
+    if turn.round is None and not turn.datasets:
+        return Action(
+            "Open the first round",
+            "Prompts are there; people have not judged yet.",
+            reverse("round_new", args=[slug]),
+        )
+    if not turn.datasets:
+        return Action(
+            "Freeze a dataset",
+            f"Round {turn.round.number if turn.round else 0} is judged and closed.",
+            reverse("dataset_new", args=[slug]),
+        )
+    step = turn.datasets[-1]
+    complete = [run for run in step.runs if run.state == State.COMPLETE]
+    new_run = reverse("run_new", args=[slug])
+    if not any(run.method == Run.Method.REWARD_MODEL for run in complete):
+        return Action(
+            "Train a reward model",
+            f"The dataset {step.dataset} is frozen.",
+            f"{new_run}?method=reward_model&dataset={step.dataset.pk}",
+        )
+    if not any(run.method == Run.Method.DPO for run in complete):
+        return Action(
+            "Train a policy",
+            f"A reward model has learnt from {step.dataset} and can judge what comes out.",
+            f"{new_run}?method=dpo&dataset={step.dataset.pk}",
+        )
+    return Action(
+        "Open the next round",
+        f"Let people judge {story.candidate}." if story.candidate else "The loop is ready for its next turn.",
+        reverse("round_new", args=[slug]),
+    )
+
+
+# ---- the charts
+
+
+def win_rate_chart(story: Story) -> Chart | None:
+    """People's verdict on each candidate, by round; None before the first."""
+    measured = [d for d in story.decisions if d.win_rate is not None and d.round is not None]
+    if not measured:
+        return None
+    return interval_chart(
+        key="win-rate",
+        title="What people prefer: new policy against old",
+        x_label="policy",
+        y_label="human win rate",
+        points=[
+            Interval(
+                label=f"{d.policy}",
+                value=d.win_rate or 0.0,
+                low=d.low if d.low is not None else 0.0,
+                high=d.high if d.high is not None else 1.0,
+                n=d.labels,
+                good=d.promoted,
+            )
+            for d in measured
+        ],
+    )
+
+
+def reward_chart(story: Story) -> Chart | None:
+    """Reward against KL for each policy that a run evaluated; None before the first."""
+    spots = []
+    for policy in story.policies:
+        artifact = artifact_of(policy)
+        figures = policy_figures(artifact.run.evaluation) if artifact else None
+        if figures is None or figures.kl is None or figures.reward_new is None:
+            continue
+        spots.append(
+            Spot(
+                label=policy.name,
+                x=figures.kl,
+                y=figures.reward_new,
+                good=policy.state == Policy.State.PROMOTED,
+            )
+        )
+    if not spots:
+        return None
+    return scatter_chart(
+        key="reward-kl",
+        title="What it cost: reward against distance from the parent",
+        x_label="KL from the parent, nats",
+        y_label="reward",
+        spots=spots,
+    )
