@@ -1,0 +1,1 @@
+"""What comes in from a browser, checked at the door: one small form for each action."""

@@ -1,0 +1,122 @@
+"""What a rater sends: a label of one of the three kinds, or the reason for a skip.
+
+A form turns fields into a label's value; whether the value fits the protocol is for labeling.labels to say.
+Completions are named by id, never by their place on the screen.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from django import forms
+
+from labeling.models import Protocol
+
+RANK = "rank-"
+SCORE = "score-"
+
+SKIP_REASONS = ("I cannot judge this", "The text is broken", "It is upsetting or harmful")
+
+
+class LabelForm(forms.Form):
+    """One showing of a task, answered."""
+
+    key = forms.UUIDField(
+        error_messages={"required": "Load the page again.", "invalid": "Load the page again."}
+    )
+    seconds = forms.CharField(required=False)
+
+    @property
+    def value(self) -> dict[str, Any]:
+        """What was entered, as far as it can be read: the label's value, or what to show again."""
+        raise NotImplementedError
+
+    @property
+    def problem(self) -> str:
+        """All that is wrong, each once, in one text for the rater."""
+        return " ".join(dict.fromkeys(str(error) for errors in self.errors.values() for error in errors))
+
+    def clean_seconds(self) -> float | None:
+        """A measure that cannot be read never costs a label."""
+        try:
+            return float(self.cleaned_data["seconds"])
+        except ValueError:
+            return None
+
+    def _numbers(self, prefix: str) -> dict[str, int]:
+        cleaned = {name: self.cleaned_data.get(name) for name in self.fields if name.startswith(prefix)}
+        return {name.removeprefix(prefix): number for name, number in cleaned.items() if number is not None}
+
+
+class RatingForm(LabelForm):
+    """`score-KEY` for each criterion of the protocol."""
+
+    def __init__(self, protocol: Protocol, data: Mapping[str, Any]) -> None:
+        super().__init__(data)
+        for criterion in protocol.options["criteria"]:
+            wrong = {"invalid": f"The score for “{criterion['name']}” must be a whole number."}
+            self.fields[SCORE + criterion["key"]] = forms.IntegerField(required=False, error_messages=wrong)
+
+    @property
+    def value(self) -> dict[str, Any]:
+        return {"scores": self._numbers(SCORE)}
+
+
+class ComparisonForm(LabelForm):
+    """`choice`: tie, both_bad, or ID:STRENGTH of the completion that is better."""
+
+    _ask = "Choose one of the answers."
+    choice = forms.RegexField(
+        r"\A(?:tie|both_bad|\d{1,18}:\d{1,2})\Z", error_messages={"required": _ask, "invalid": _ask}
+    )
+
+    def __init__(self, _protocol: Protocol, data: Mapping[str, Any]) -> None:
+        super().__init__(data)
+
+    @property
+    def value(self) -> dict[str, Any]:
+        outcome, _, strength = self.cleaned_data.get("choice", "").partition(":")
+        if not strength:
+            return {"outcome": outcome}
+        return {"outcome": "preferred", "preferred": int(outcome), "strength": int(strength)}
+
+
+class RankingForm(LabelForm):
+    """`rank-ID` for each completion: 1 is best, equal numbers are a tie, an empty field is not ranked."""
+
+    _wrong = "A rank is a whole number from 1, where 1 is best."
+
+    def __init__(self, _protocol: Protocol, data: Mapping[str, Any]) -> None:
+        super().__init__(data)
+        for name in data:
+            if name.startswith(RANK):
+                self.fields[name] = forms.IntegerField(
+                    required=False, error_messages={"invalid": self._wrong}
+                )
+
+    @property
+    def value(self) -> dict[str, Any]:
+        return {"ranks": self._numbers(RANK)}
+
+
+FORMS: dict[str, type[RatingForm | ComparisonForm | RankingForm]] = {
+    Protocol.Kind.RATING: RatingForm,
+    Protocol.Kind.COMPARISON: ComparisonForm,
+    Protocol.Kind.RANKING: RankingForm,
+}
+
+
+class SkipForm(forms.Form):
+    """A reason from the page, or one's own words."""
+
+    reason = forms.CharField(max_length=200, required=False)
+    other = forms.CharField(max_length=200, required=False)
+
+    def clean(self) -> dict[str, Any]:
+        reason = self.cleaned_data.get("reason") or self.cleaned_data.get("other")
+        if not reason and not self.errors:
+            raise forms.ValidationError("Say why you skip this task.")
+        return {"reason": reason}
+
+    @property
+    def problem(self) -> str:
+        return " ".join(str(error) for errors in self.errors.values() for error in errors)

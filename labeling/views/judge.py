@@ -1,0 +1,212 @@
+"""Where raters judge: a task, its answer, and the next task in the same response.
+
+With htmx the answer is the fragment `#task` alone; without JavaScript the same addresses redirect. A refused
+answer comes back filled in, with status 422 when it cannot be a label and 409 when the task or round is gone.
+"""
+
+from typing import Any
+
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.contrib.auth.models import User
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils import timezone
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET, require_POST
+from django_htmx.middleware import HtmxDetails
+
+from labeling import assignment as assignments
+from labeling import labels
+from labeling.forms.judge import FORMS, SKIP_REASONS, SkipForm
+from labeling.models import Assignment, Round, RoundClosed, RoundNotReady
+from labeling.rendering import render_guidelines
+from labeling.views.screens import progress, screen_of
+
+
+class RaterRequest(HttpRequest):
+    user: User
+    htmx: HtmxDetails
+
+
+@never_cache
+@login_required
+@require_GET
+def judge(request: RaterRequest, pk: int) -> HttpResponse:
+    """Show the rater's task in a round; the first request leases one."""
+    return _show_next(request, _round(request, pk))
+
+
+@login_required
+@require_POST
+def save_label(request: RaterRequest, pk: int) -> HttpResponse:
+    asked = _assignment(request, pk)
+    round = asked.round
+    form = FORMS[round.protocol.kind](round.protocol, request.POST)
+    if not form.is_valid():
+        return _show_again(request, asked, problem=form.problem, given=form.value)
+    seconds = form.cleaned_data["seconds"]
+    try:
+        _, following = labels.save_and_next(
+            assignment_id=pk,
+            rater=request.user,
+            value=form.value,
+            key=form.cleaned_data["key"],
+            seconds=_since_leased(asked) if seconds is None else seconds,
+        )
+    except labels.InvalidLabel as error:
+        return _show_again(request, asked, problem=str(error), given=form.value)
+    except RoundClosed:
+        return _show_closed(request, round, problem="The round closed before this label came in.")
+    except assignments.LeaseLost as error:
+        return _show_next(request, round, problem=str(error), status=409)
+    except labels.AlreadyLabelled:
+        twice = "You answered that task before, perhaps in another tab; that answer stands."
+        return _show_next(request, round, problem=twice, status=409)
+    if not request.htmx:
+        return redirect("judge", round.pk)
+    return _show(request, round, following)
+
+
+@login_required
+@require_POST
+def skip(request: RaterRequest, pk: int) -> HttpResponse:
+    asked = _assignment(request, pk)
+    form = SkipForm(request.POST)
+    if not form.is_valid():
+        return _show_again(request, asked, problem=form.problem, given={})
+    try:
+        assignments.skip(assignment_id=pk, rater=request.user, reason=form.cleaned_data["reason"])
+    except RoundClosed:
+        return _show_closed(request, asked.round)
+    except assignments.LeaseLost as error:
+        return _show_next(request, asked.round, problem=str(error), status=409)
+    if not request.htmx:
+        return redirect("judge", asked.round_id)
+    return _show_next(request, asked.round)
+
+
+@login_required
+@require_POST
+def undo(request: RaterRequest, pk: int) -> HttpResponse:
+    """Take the rater's last label back and show its task as it was answered."""
+    round = _round(request, pk)
+    try:
+        assignment, label = labels.undo(round=round, rater=request.user)
+    except RoundClosed:
+        return _show_closed(request, round, problem="The round is closed: its labels stand as they are.")
+    except labels.NothingToUndo:
+        return _show_next(request, round, problem="There is no label of yours to take back.", status=409)
+    notice = "Your last label is taken back. Answer again, or give the same answer."
+    if not request.htmx:
+        messages.success(request, notice)
+        return redirect("judge", round.pk)
+    return _show(request, round, assignment, answer=label.value or {}, notice=notice)
+
+
+@login_required
+@require_POST
+def renew(request: RaterRequest, pk: int) -> HttpResponse:
+    """Keep the task while its page is open: 204, or 409 with a word that it is lost."""
+    asked = _assignment(request, pk)
+    if assignments.renew(assignment_id=pk, rater=request.user):
+        return HttpResponse(status=204)
+    return render(request, "labeling/judge/_lost.html", {"round": asked.round}, status=409)
+
+
+def _round(request: RaterRequest, pk: int) -> Round:
+    """A round whose project the user belongs to, or 404."""
+    visible = Round.objects.visible_to(request.user)
+    return get_object_or_404(visible.select_related("project", "protocol"), pk=pk)
+
+
+def _assignment(request: RaterRequest, pk: int) -> Assignment:
+    """An assignment of a project that the user belongs to, or 404. Whose it is, the activities ask."""
+    found = Assignment.objects.select_related("round__project", "round__protocol")
+    if not request.user.is_superuser:
+        found = found.filter(round__project__memberships__user_id=request.user.pk)
+    return get_object_or_404(found, pk=pk)
+
+
+def _since_leased(assignment: Assignment) -> float:
+    """The server's own measure, for browsers that send none."""
+    return (timezone.now() - assignment.leased_at).total_seconds() if assignment.leased_at else 0.0
+
+
+def _show_next(request: RaterRequest, round: Round, *, problem: str = "", status: int = 200) -> HttpResponse:
+    try:
+        assignment = assignments.next_assignment(round=round, rater=request.user)
+    except RoundClosed:
+        return _show_closed(request, round, status=200 if request.method == "GET" else 409)
+    except RoundNotReady as error:
+        return _show_nothing(request, round, title="Not yet", text=str(error))
+    return _show(request, round, assignment, problem=problem, status=status)
+
+
+def _show_again(
+    request: RaterRequest, asked: Assignment, given: dict[str, Any], problem: str
+) -> HttpResponse:
+    """The same task with what was entered, when it is still the rater's; else the one they hold."""
+    try:
+        assignment = assignments.next_assignment(round=asked.round, rater=request.user)
+    except (RoundClosed, RoundNotReady):
+        return _show_closed(request, asked.round)
+    is_same = assignment is not None and assignment.pk == asked.pk
+    return _show(
+        request, asked.round, assignment, answer=given if is_same else {}, problem=problem, status=422
+    )
+
+
+def _show_closed(
+    request: RaterRequest, round: Round, *, problem: str = "", status: int = 409
+) -> HttpResponse:
+    text = "Its labels are counted, and the next round is on its way. Thank you."
+    return _show_nothing(
+        request, round, title="This round is closed", text=text, problem=problem, status=status
+    )
+
+
+def _show_nothing(
+    request: RaterRequest, round: Round, *, title: str, text: str, problem: str = "", status: int = 200
+) -> HttpResponse:
+    context = {"title": title, "text": text, "problem": problem}
+    return _render(request, round, "labeling/judge/_nothing.html", context, status=status)
+
+
+def _show(
+    request: RaterRequest,
+    round: Round,
+    assignment: Assignment | None,
+    *,
+    answer: dict[str, Any] | None = None,
+    problem: str = "",
+    notice: str = "",
+    status: int = 200,
+) -> HttpResponse:
+    if assignment is None:
+        context: dict[str, Any] = {
+            "title": "Nothing is left for you here",
+            "text": "You have judged every task of this round that was open to you. Thank you.",
+            "problem": problem,
+            "progress": progress(round, request.user),
+        }
+        return _render(request, round, "labeling/judge/_nothing.html", context, status=status)
+    context = {
+        "screen": screen_of(assignment, round.protocol, answer or {}),
+        "progress": progress(round, request.user),
+        "skip_reasons": SKIP_REASONS,
+        "problem": problem,
+        "notice": notice,
+    }
+    return _render(request, round, "labeling/judge/_task.html", context, status=status)
+
+
+def _render(
+    request: RaterRequest, round: Round, fragment: str, context: dict[str, Any], *, status: int
+) -> HttpResponse:
+    context |= {"round": round, "protocol": round.protocol, "options": round.protocol.options}
+    if request.htmx:
+        return render(request, fragment, context, status=status)
+    project = round.project
+    context |= {"project": project, "fragment": fragment, "guidelines": render_guidelines(project.guidelines)}
+    return render(request, "labeling/judge/page.html", context, status=status)

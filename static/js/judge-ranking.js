@@ -1,0 +1,143 @@
+// Ranking by drag and keys. The number fields are the truth: moving a text rewrites the numbers,
+// typing a number moves the text. What is below the line has no number and is not ranked.
+
+{
+  const list = () => document.getElementById("ranking");
+  const line = () => list().querySelector(".unranked-line");
+  const texts = () => [...list().querySelectorAll(".rankable")];
+  const field = (text) => text.querySelector('input[type="number"]');
+  const isRanked = (text) => Boolean(text.compareDocumentPosition(line()) & Node.DOCUMENT_POSITION_FOLLOWING);
+  const ranked = () => texts().filter(isRanked);
+
+  // From places to numbers, and back
+
+  const number = () => {
+    let rank = 0;
+    for (const text of texts()) {
+      if (!isRanked(text) || rank === 0) text.classList.remove("tied");
+      const tied = text.classList.contains("tied");
+      field(text).value = isRanked(text) ? (tied ? rank : ++rank) : "";
+      text.querySelector('[data-move="tie"]')?.setAttribute("aria-pressed", tied);
+    }
+  };
+  const arrange = () => {
+    const all = texts();
+    const rank = (text) => Number.parseInt(field(text).value, 10) || Infinity;
+    const sorted = all.filter((t) => rank(t) < Infinity).sort((a, b) => rank(a) - rank(b));
+    const ties = list().dataset.ties === "yes";
+    sorted.forEach((t, i) => t.classList.toggle("tied", ties && i > 0 && rank(t) === rank(sorted[i - 1])));
+    list().append(...sorted, line(), ...all.filter((t) => rank(t) === Infinity));
+    number();
+  };
+
+  // One text moves
+
+  const say = (text) => {
+    const rank = field(text).value;
+    const tied = text.classList.contains("tied") ? ", tied" : "";
+    document.getElementById("announcement").textContent =
+      `${text.getAttribute("aria-label")}: ${rank ? `rank ${rank}${tied}` : "not ranked"}`;
+  };
+  const settle = (text, focused) => {
+    number();
+    say(text);
+    focused?.focus();
+    text.scrollIntoView({ block: "nearest" });
+  };
+  const keepTies = (text) => {
+    // Whoever was tied with this one stays tied with its neighbours, not with a stranger.
+    const next = text.nextElementSibling;
+    if (next?.classList.contains("tied") && !text.classList.contains("tied")) next.classList.remove("tied");
+    text.classList.remove("tied");
+  };
+  const move = (text, step) => {
+    const neighbour = step < 0 ? text.previousElementSibling : text.nextElementSibling;
+    if (!neighbour) return;
+    const focused = document.activeElement;
+    keepTies(text);
+    if (step < 0) neighbour.before(text);
+    else neighbour.after(text);
+    if (step > 0 && text.nextElementSibling?.classList.contains("tied")) text.nextElementSibling.classList.remove("tied");
+    settle(text, focused);
+  };
+  const tie = (text) => {
+    if (list().dataset.ties !== "yes" || ranked().indexOf(text) < 1) return;
+    text.classList.toggle("tied");
+    settle(text, document.activeElement);
+  };
+  const putAt = (text, rank) => {
+    const focused = document.activeElement;
+    keepTies(text);
+    const others = ranked().filter((t) => t !== text);
+    const before = others.filter((t) => !t.classList.contains("tied"))[rank - 1];
+    (before ?? line()).before(text);
+    settle(text, focused);
+  };
+  const takeOut = (text) => {
+    const focused = document.activeElement;
+    keepTies(text);
+    list().append(text);
+    settle(text, focused);
+  };
+
+  const toText = (step) => {
+    const all = texts();
+    const place = all.indexOf(document.activeElement.closest(".rankable"));
+    const next = all[place < 0 ? (step > 0 ? 0 : all.length - 1) : place + step];
+    next?.focus();
+    return true;
+  };
+
+  window.rankingKey = (event) => {
+    const text = document.activeElement.closest(".rankable");
+    if (event.key === "ArrowUp" || event.key === "ArrowDown") {
+      const step = event.key === "ArrowUp" ? -1 : 1;
+      if (event.shiftKey && text) return move(text, step), true;
+      return toText(step);
+    }
+    if (!text) return false;
+    if (event.key === "t") return tie(text), true;
+    if (event.key === "0") return takeOut(text), true;
+    if (/^[1-9]$/.test(event.key)) return putAt(text, Number(event.key)), true;
+    return false;
+  };
+
+  document.addEventListener("click", (event) => {
+    const pressed = event.target.closest("[data-move]");
+    if (!pressed) return;
+    const text = pressed.closest(".rankable");
+    if (pressed.dataset.move === "tie") tie(text);
+    else move(text, pressed.dataset.move === "up" ? -1 : 1);
+  });
+  document.addEventListener("change", (event) => {
+    if (event.target.matches('.rankable input[type="number"]')) {
+      arrange();
+      say(event.target.closest(".rankable"));
+    }
+  });
+
+  const start = () => {
+    if (!list() || list().classList.contains("ready")) return;
+    list().classList.add("ready");
+    line().hidden = false;
+    list().prepend(line());
+    for (const text of texts()) text.tabIndex = 0;
+    arrange();
+    Sortable.create(list(), {
+      draggable: ".rankable, .unranked-line",
+      handle: ".rank",
+      filter: "input, button",
+      preventOnFilter: false,
+      animation: matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : 120,
+      onStart: ({ item }) => { if (item.matches(".rankable")) keepTies(item); },
+      onEnd: ({ item }) => {
+        const next = item.nextElementSibling;
+        if (next?.classList.contains("tied")) next.classList.remove("tied");
+        number();
+        if (item.matches(".rankable")) say(item);
+      },
+    });
+  };
+  document.addEventListener("htmx:after:swap", start);
+  document.addEventListener("DOMContentLoaded", start);
+}
