@@ -63,6 +63,17 @@ class RunError(TypedDict):
     do: str
 
 
+class Preflight(TypedDict):
+    """preflight.json. What could not be found out is left empty; sizes and times are guesses."""
+
+    ok: bool  # False when there is an error
+    errors: list[RunError]
+    warnings: list[str]
+    rows: dict[str, dict[str, dict[str, int]]]  # table -> split -> kept, dropped, longest (tokens), ties
+    template: dict[str, Any]  # hash, sample (special tokens visible), bos (how many), eos_is_last
+    estimate: dict[str, Any]  # device, parameters, steps, seconds, memory_bytes, memory_available_bytes ...
+
+
 class RunLocked(Exception):
     """Another process works in this run folder; `pid` is its process id (0 when unknown)."""
 

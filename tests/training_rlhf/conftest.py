@@ -1,0 +1,148 @@
+"""A policy small enough to train in a second: a random Llama with a tokenizer of bytes, saved in a folder."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.rlhf.run_dir import RunDir
+
+ROOT = Path(__file__).resolve().parents[2]
+TEMPLATE = (
+    "{{- bos_token -}}{%- for message in messages -%}"
+    "<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
+    "{%- endfor -%}{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
+)
+SPECIAL = ["<|pad|>", "<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+
+
+@pytest.fixture(scope="session")
+def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny policy. About 30,000 weights."""
+    pytest.importorskip("torch")
+    folder = tmp_path_factory.mktemp("policy")
+    save_tiny_policy(folder)
+    return folder
+
+
+def save_tiny_policy(folder: Path, *, seed: int = 0) -> None:
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *letters])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", bos_token="<|bos|>", eos_token="<|end|>"
+    )
+    fast.add_special_tokens({"additional_special_tokens": SPECIAL[3:]})
+    fast.chat_template = TEMPLATE
+    fast.save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def pair_row(number: int, **columns: Any) -> dict[str, Any]:
+    """A row of `pairs`: people like the answer with a name."""
+    pick = random.Random(number)
+    name = pick.choice(["Ada", "Bo", "Cy"])
+    row = {
+        "prompt": [{"role": "user", "content": f"Say hello, {number}."}],
+        "chosen": [{"role": "assistant", "content": f"Hello {name}!" + "!" * pick.randrange(8)}],
+        "rejected": [{"role": "assistant", "content": "no" * pick.randrange(1, 8)}],
+        "margin": 0.0,
+        "weight": 1.0,
+        "p": 1.0,
+        "strength": 1,
+    }
+    return row | columns
+
+
+def ranking_row(number: int, ranks: list[int], **columns: Any) -> dict[str, Any]:
+    row = {
+        "prompt": [{"role": "user", "content": f"Count to {number}."}],
+        "completions": [
+            [{"role": "assistant", "content": f"{place} " * place}] for place in range(1, len(ranks) + 1)
+        ],
+        "ranks": ranks,
+        "weight": 1.0,
+    }
+    return row | columns
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+MakeRun = Callable[..., RunDir]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, tiny_policy: Path) -> MakeRun:
+    """Writes a run folder: `make_run("dpo", pairs=40, training={"epochs": 2})`."""
+    count = 0
+
+    def make(method: str, *, pairs: int = 40, rankings: int = 0, **config: Any) -> RunDir:
+        nonlocal count
+        count += 1
+        run_dir = RunDir(tmp_path / f"run-{count}")
+        for split, start, share in (("train", 0, 1.0), ("test", 1000, 0.2)):
+            rows = [pair_row(start + number) for number in range(int(pairs * share))]
+            write_rows(run_dir.data / f"pairs.{split}.jsonl", rows)
+            ranked = [ranking_row(start + number, [1, 2, 2, 3]) for number in range(int(rankings * share))]
+            write_rows(run_dir.data / f"rankings.{split}.jsonl", ranked)
+        write_rows(
+            run_dir.data / "prompts.test.jsonl", [{"prompt": pair_row(1000 + n)["prompt"]} for n in range(2)]
+        )
+        training = {"batch_size": 4, "learning_rate": 1e-3, "log_every": 1, "save_every": 3}
+        merged = {"method": method, "model": str(tiny_policy), "sampling": {"max_new_tokens": 4}} | config
+        merged["training"] = training | config.get("training", {})
+        run_dir.config.write_text(json.dumps(merged), encoding="utf-8")
+        return run_dir
+
+    return make
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+
+
+def start_child(run_dir: RunDir, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
+    """The real child process: `python -m training.rlhf RUN_DIR`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "training.rlhf", str(run_dir.path), *arguments],
+        cwd=ROOT,
+        env=environment() | options.pop("env", {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def run_child(run_dir: RunDir, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+    child = start_child(run_dir, *arguments, **options)
+    output, _ = child.communicate(timeout=120)
+    return subprocess.CompletedProcess(child.args, child.returncode, output)

@@ -1,0 +1,132 @@
+"""The GPU side: `python -m training.rlhf RUN_DIR [--preflight]`. One process does one run, and then ends.
+
+Read it from top to bottom: hold the folder, hear signals, read the recipe, train from the last checkpoint
+or the start, save the model, evaluate it, and write `result.json` last. Whatever goes wrong becomes
+`error.json`. Nothing heavy is imported before the folder is held: a second process leaves at once.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from training.rlhf import checkpoints, failures
+from training.rlhf.config import FORMAT, RunConfig
+from training.rlhf.failures import Refused
+from training.rlhf.progress import Cancelled, listen_for_stop, raise_if_stopped
+from training.rlhf.run_dir import (
+    EXIT_CANCELLED,
+    EXIT_COMPLETE,
+    EXIT_LOCKED,
+    ProgressWriter,
+    RunDir,
+    RunLocked,
+    write_json,
+)
+
+QUIET = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # TRL reports each run otherwise
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.rlhf", description=__doc__)
+    parser.add_argument("run_dir", type=Path, help="a folder with config.json and data/")
+    parser.add_argument("--preflight", action="store_true", help="only check, and write preflight.json")
+    options = parser.parse_args(arguments)
+    if not options.run_dir.is_dir():
+        parser.error(f"{options.run_dir} is not a folder")
+    die_with_parent()
+    listen_for_stop()
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    run_dir = RunDir(options.run_dir.resolve())
+    try:
+        with run_dir.locked():
+            return work(run_dir, only_preflight=options.preflight)
+    except RunLocked as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_LOCKED
+
+
+def die_with_parent() -> None:
+    """End when the worker that started us ends, however it ends (Linux; elsewhere the lease must do)."""
+    parent = os.environ.get("RATCHET_PARENT_PID")
+    if not parent:
+        return
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
+    if str(os.getppid()) != parent:  # it died before we asked
+        os._exit(EXIT_CANCELLED)
+
+
+def work(run_dir: RunDir, *, only_preflight: bool) -> int:
+    run_dir.error.unlink(missing_ok=True)
+    try:
+        config = load_config(run_dir)
+        if only_preflight:
+            return check(run_dir, config)
+        if not run_dir.is_complete:
+            carry_out(run_dir, config)
+        return EXIT_COMPLETE
+    except Cancelled:
+        return EXIT_CANCELLED
+    except Exception as error:
+        traceback.print_exc()
+        explained, code = failures.explain(error, run_dir=run_dir)
+        with contextlib.suppress(OSError):  # a full disk may not even take this
+            write_json(run_dir.error, explained)
+        return code
+
+
+def load_config(run_dir: RunDir) -> RunConfig:
+    try:
+        return RunConfig.load(run_dir.config)
+    except FileNotFoundError:
+        raise Refused("There is no recipe.", str(run_dir.config), "Write config.json there.") from None
+
+
+def check(run_dir: RunDir, config: RunConfig) -> int:
+    """Write preflight.json; that it says no is a result, not a failure."""
+    from training.rlhf import preflight
+
+    write_json(run_dir.preflight, preflight.check(run_dir, config))
+    return EXIT_COMPLETE
+
+
+def carry_out(run_dir: RunDir, config: RunConfig) -> None:
+    started = time.monotonic()
+    checkpoints.remove_incomplete(run_dir)
+    progress = ProgressWriter(run_dir)
+    result: dict[str, Any] = {"format": FORMAT, "method": config.method}
+    if config.method == "sample":
+        progress.write("Loading torch and the policies")
+        from training.rlhf import sampling
+
+        sampling.run(run_dir, config, progress)
+    else:
+        progress.write("Loading torch")
+        from training.rlhf import recipe
+
+        result |= recipe.train(run_dir, config, progress)
+        raise_if_stopped()
+        result["evaluation"] = recipe.evaluate(run_dir, config, progress)
+    result["seconds"] = round(time.monotonic() - started, 2)
+    progress.write("Complete")
+    write_json(run_dir.result, result)
+    shutil.rmtree(run_dir.checkpoints, ignore_errors=True)  # the model is whole: nothing resumes this run
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+"""Rows of a preference dataset, checked at the door, as what a reward model or DPO learns from.
+
+A pair and a ranking are the same thing here: an `Element`, one prompt with completions and what people said
+about each two of them. Rows that are too long are dropped and counted, never cut: a completion that loses its
+EOS teaches a model not to stop. Standard library only; tokens come from training.rlhf.rendering.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from training.rlhf.failures import Refused
+from training.rlhf.run_dir import RunDir
+
+Message = dict[str, str]
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
+
+
+class Comparison(NamedTuple):
+    """Completion number `chosen` was preferred to number `rejected`, with probability `p`; a tie is 0.5."""
+
+    chosen: int
+    rejected: int
+    margin: float
+    weight: float
+    p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Element:
+    """One row of a table: what a batch counts as one."""
+
+    table: Literal["pairs", "rankings"]
+    line: int
+    prompt: list[Message]
+    completions: list[list[Message]]
+    comparisons: list[Comparison]
+    strength: int | None = None
+
+    @property
+    def is_all_ties(self) -> bool:
+        return all(comparison.p == 0.5 for comparison in self.comparisons)
+
+    def conversation(self, number: int) -> list[Message]:
+        return [*self.prompt, *self.completions[number]]
+
+
+def read_pairs(path: Path) -> list[Element]:
+    """Rows of `pairs`. Raises Refused, with file and line, for the first row that is not one."""
+    return [_pair(row, _Place(path, line)) for line, row in _rows(path)]
+
+
+def read_rankings(path: Path) -> list[Element]:
+    """Rows of `rankings`, each with its C(K, 2) comparisons, each at weight 1/C(K, 2)."""
+    return [_ranking(row, _Place(path, line)) for line, row in _rows(path)]
+
+
+def read_for_dpo(run_dir: RunDir, split: Split) -> list[Element]:
+    return read_pairs(run_dir.data / f"pairs.{split}.jsonl")
+
+
+def read_for_reward_model(run_dir: RunDir, split: Split) -> list[Element]:
+    """Rankings, and the pairs that no ranking says already: a dataset lists its pairs as pairs too."""
+    rankings = read_rankings(run_dir.data / f"rankings.{split}.jsonl")
+    return [*without_pairs_of(rankings, read_pairs(run_dir.data / f"pairs.{split}.jsonl")), *rankings]
+
+
+def without_pairs_of(rankings: Iterable[Element], pairs: Iterable[Element]) -> list[Element]:
+    """Leave out, once for each ranking, the pairs that come from it."""
+    said = Counter(
+        _unordered(ranking, one.chosen, one.rejected) for ranking in rankings for one in ranking.comparisons
+    )
+    kept = []
+    for pair in pairs:
+        key = _unordered(pair, 0, 1)
+        if said[key] > 0:
+            said[key] -= 1
+        else:
+            kept.append(pair)
+    return kept
+
+
+def _unordered(element: Element, one: int, other: int) -> str:
+    texts = sorted(json.dumps(element.completions[number], sort_keys=True) for number in (one, other))
+    return json.dumps([element.prompt, *texts], sort_keys=True)
+
+
+class Fitting(NamedTuple):
+    """What is left of a table once rows over the limit are gone."""
+
+    elements: list[Element]
+    dropped: int
+    longest: int  # tokens of the longest conversation, dropped ones included
+
+
+def drop_too_long(
+    elements: Iterable[Element], *, limit: int, count_tokens: Callable[[list[Message]], int]
+) -> Fitting:
+    """Keep the rows whose every conversation has at most `limit` tokens."""
+    kept, dropped, longest = [], 0, 0
+    for element in elements:
+        length = max(count_tokens(element.conversation(n)) for n in range(len(element.completions)))
+        longest = max(longest, length)
+        if length <= limit:
+            kept.append(element)
+        else:
+            dropped += 1
+    return Fitting(kept, dropped, longest)
+
+
+class _Place(NamedTuple):
+    path: Path
+    line: int
+
+    def check(self, holds: bool, what: str) -> None:
+        if not holds:
+            raise Refused(
+                what, f"{self.path.name}, line {self.line}", "Correct the row, or freeze the dataset again."
+            )
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        for line, raw in enumerate(file, start=1):
+            if not raw.strip():
+                continue
+            place = _Place(path, line)
+            try:
+                row = json.loads(raw)
+            except ValueError as error:  # UnicodeDecodeError is one too
+                place.check(False, f"This is not JSON: {error}.")
+            place.check(isinstance(row, dict), "Expected an object with the row's columns.")
+            yield line, row
+
+
+def _pair(row: dict[str, Any], place: _Place) -> Element:
+    strength = row.get("strength")
+    place.check(strength is None or isinstance(strength, int), f"strength is {strength!r}: a whole number.")
+    p = _number(row, "p", place, default=1.0)
+    place.check(0 <= p <= 1, f"p is {p}: a probability is from 0 to 1.")
+    return Element(
+        table="pairs",
+        line=place.line,
+        prompt=_messages(row, "prompt", place),
+        completions=[_messages(row, "chosen", place), _messages(row, "rejected", place)],
+        comparisons=[
+            Comparison(
+                chosen=0,
+                rejected=1,
+                margin=_number(row, "margin", place, default=0.0),
+                weight=_weight(row, place),
+                p=p,
+            )
+        ],
+        strength=strength,
+    )
+
+
+def _ranking(row: dict[str, Any], place: _Place) -> Element:
+    completions = row.get("completions")
+    ranks = row.get("ranks")
+    place.check(
+        isinstance(completions, list) and len(completions) >= 2, "completions: a list of two or more."
+    )
+    place.check(
+        isinstance(ranks, list) and all(isinstance(rank, int) for rank in ranks),
+        "ranks: a list of whole numbers, 1 for the best.",
+    )
+    assert isinstance(completions, list) and isinstance(ranks, list)
+    place.check(len(ranks) == len(completions), f"{len(completions)} completions have {len(ranks)} ranks.")
+    count = math.comb(len(ranks), 2)
+    weight = _weight(row, place)
+    return Element(
+        table="rankings",
+        line=place.line,
+        prompt=_messages(row, "prompt", place),
+        completions=[_turns(turns, "completions", place) for turns in completions],
+        comparisons=[
+            Comparison(chosen=better, rejected=other, margin=0.0, weight=weight / count, p=p)
+            for better, other, p in ranking_comparisons(ranks)
+        ],
+    )
+
+
+def ranking_comparisons(ranks: list[int]) -> list[tuple[int, int, float]]:
+    """All C(K, 2) comparisons of a ranking: (number of the better, number of the other, p). Rank 1 is best.
+
+    >>> ranking_comparisons([2, 1, 2])
+    [(1, 0, 1.0), (0, 2, 0.5), (1, 2, 1.0)]
+    """
+    comparisons = []
+    for left in range(len(ranks)):
+        for right in range(left + 1, len(ranks)):
+            better, other = (left, right) if ranks[left] <= ranks[right] else (right, left)
+            comparisons.append((better, other, 0.5 if ranks[left] == ranks[right] else 1.0))
+    return comparisons
+
+
+def _messages(row: dict[str, Any], column: str, place: _Place) -> list[Message]:
+    place.check(column in row, f"The column {column} is missing.")
+    return _turns(row[column], column, place)
+
+
+def _turns(turns: Any, column: str, place: _Place) -> list[Message]:
+    place.check(isinstance(turns, list) and bool(turns), f"{column}: a list of messages, at least one.")
+    for turn in turns:
+        whole = (
+            isinstance(turn, dict)
+            and isinstance(turn.get("role"), str)
+            and isinstance(turn.get("content"), str)
+        )
+        place.check(whole, f"{column}: each message has a role and a content, both text.")
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+
+
+def _number(row: dict[str, Any], column: str, place: _Place, *, default: float) -> float:
+    value = row.get(column, default)
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    place.check(fits, f"{column} is {value!r}: a number.")
+    return float(value)
+
+
+def _weight(row: dict[str, Any], place: _Place) -> float:
+    weight = _number(row, "weight", place, default=1.0)
+    place.check(weight > 0, f"weight is {weight}: above 0.")
+    return weight

@@ -1,0 +1,138 @@
+"""A guess at memory and time, made before a run: good to a factor of two, and marked as a guess.
+
+Bytes and operations for a parameter are those of lessons-training.md; how fast this machine multiplies is
+measured, a tenth of a second long.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from math import ceil
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from training.rlhf.config import RunConfig
+from training.rlhf.data import Element, Message
+
+# Forward and backward are 6 operations for a parameter and token, of a frozen base 4; DPO reads the reference
+# once before.
+OPERATIONS = {"full": 6, "lora": 4}
+REFERENCE_OPERATIONS = 2
+ADAM_BYTES = 16  # fp32 weight, gradient and two moments
+USE_OF_PEAK = 0.4  # the best stacks reach 40 to 46 % of what their matrix products alone could do
+SECONDS_OF_A_STEP = 0.02  # optimiser, logging and Python, whatever the size
+SECONDS_OF_START = 8.0  # importing torch and trl, loading weights
+
+
+def length_limit(config: RunConfig, model_config: PretrainedConfig) -> int:
+    """Tokens that a conversation may have: by the recipe, and by the positions that the model knows."""
+    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    return min(config.training.max_length, positions or config.training.max_length)
+
+
+def of(
+    config: RunConfig,
+    model_config: PretrainedConfig,
+    train: list[Element],
+    *,
+    count_tokens: Callable[[list[Message]], int],
+) -> dict[str, Any]:
+    """Steps, memory and time of a run over these rows."""
+    parameters, adapter = _parameters(config, model_config)
+    lengths = [
+        [count_tokens(element.conversation(number)) for number in range(len(element.completions))]
+        for element in train
+    ]
+    steps = _steps(config, rows=len(train))
+    training = config.training
+    tokens_per_row = sum(map(sum, lengths)) / len(lengths)
+    tokens = steps * training.batch_size * training.gradient_accumulation * tokens_per_row
+    operations = OPERATIONS[config.tuning.kind] * parameters * tokens
+    if config.method == "dpo":
+        operations += REFERENCE_OPERATIONS * parameters * sum(map(sum, lengths))
+    rate = _measured_rate(bf16=training.bf16)
+    seconds = SECONDS_OF_START + operations / (rate * USE_OF_PEAK)
+    seconds += steps * training.gradient_accumulation * SECONDS_OF_A_STEP
+    texts = max(len(row) for row in lengths) * training.batch_size
+    memory = _weights(config, parameters, adapter) + _activations(
+        model_config, tokens=texts * max(map(max, lengths)), bf16=training.bf16,
+        checkpointing=training.gradient_checkpointing,
+    )  # fmt: skip
+    return {
+        "is_a_guess": True,
+        "device": _device_name(),
+        "parameters": parameters,
+        "trained_parameters": adapter or parameters,
+        "steps": steps,
+        "tokens": int(tokens),
+        "seconds": round(seconds, 1),
+        "memory_bytes": int(memory),
+        "memory_available_bytes": _available(),
+    }
+
+
+def _steps(config: RunConfig, *, rows: int) -> int:
+    training = config.training
+    if training.max_steps > 0:
+        return training.max_steps
+    batches = ceil(rows / training.batch_size)
+    per_epoch = max(1, ceil(batches / training.gradient_accumulation))
+    return ceil(per_epoch * training.epochs)
+
+
+def _parameters(config: RunConfig, model_config: PretrainedConfig) -> tuple[int, int]:
+    """Of the model, and of its adapters (0 when all weights are trained)."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config)
+    adapter = 0
+    if config.tuning.kind == "lora":
+        head = model.get_output_embeddings()
+        adapter = sum(
+            config.tuning.lora_rank * sum(module.weight.shape)
+            for module in model.modules()
+            if isinstance(module, torch.nn.Linear) and module is not head
+        )
+    return sum(weight.numel() for weight in model.parameters()), adapter
+
+
+def _weights(config: RunConfig, parameters: int, adapter: int) -> float:
+    if config.tuning.kind == "full":
+        return ADAM_BYTES * parameters
+    return (2 if config.training.bf16 else 4) * parameters + ADAM_BYTES * adapter
+
+
+def _activations(config: PretrainedConfig, *, tokens: int, bf16: bool, checkpointing: bool) -> float:
+    """What the backward pass keeps: about 17 numbers for a hidden unit, layer and token (2205.05198)."""
+    text = config.get_text_config()
+    width = 2 if bf16 else 4
+    layers = 1 + text.num_hidden_layers / 17 if checkpointing else text.num_hidden_layers
+    return tokens * (17 * layers * text.hidden_size + text.vocab_size) * width
+
+
+def _measured_rate(*, bf16: bool) -> float:
+    """Operations per second of one large matrix product on the device that will train."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 4096 if device == "cuda" else 512
+    square = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    square @ square  # the first one also loads kernels
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < 0.1:
+        square @ square
+        done += 1
+        if device == "cuda":
+            torch.cuda.synchronize()
+    return 2 * size**3 * done / (time.perf_counter() - started)
+
+
+def _available() -> int:
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads"

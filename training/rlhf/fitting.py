@@ -1,0 +1,181 @@
+"""What the reward model and DPO share: settings, checkpoints, progress, resuming, saving what was trained.
+
+TRL's trainers do the work. This adds what lessons-training.md found missing or unsafe: checkpoints that count
+only when whole, a stop between two steps, curves in progress.jsonl, and no settings left to chance.
+"""
+
+import json
+import os
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from training.rlhf import checkpoints, lineage
+from training.rlhf.config import RunConfig, Training
+from training.rlhf.failures import Diverged
+from training.rlhf.progress import Cancelled, finishing_before_stop, report, stop_requested
+from training.rlhf.run_dir import ProgressWriter, RunDir, write_json
+
+
+def settings(training: Training, *, seed: int, output_dir: Path) -> dict[str, Any]:
+    """Arguments for TRL's configs. Whatever TRL would choose by itself and we care about is named."""
+    return {
+        "output_dir": str(output_dir),
+        "seed": seed,
+        "data_seed": seed,
+        "learning_rate": training.learning_rate,
+        "num_train_epochs": training.epochs,
+        "max_steps": training.max_steps,
+        "per_device_train_batch_size": training.batch_size,
+        "per_device_eval_batch_size": training.batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation,
+        "warmup_steps": training.warmup_ratio,  # below 1: a share of all steps
+        "lr_scheduler_type": training.schedule,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "bf16": training.bf16,
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_steps": training.log_every,
+        "logging_nan_inf_filter": False,  # a loss that is no number ends the run, see Reporter
+        "save_steps": training.save_every,
+        "save_total_limit": checkpoints.KEPT,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def lora(config: RunConfig, *, task: str) -> LoraConfig | None:
+    """Low-rank adapters on every linear layer but the head; a new scalar head is trained whole."""
+    if config.tuning.kind == "full":
+        return None
+    return LoraConfig(
+        task_type=task,
+        r=config.tuning.lora_rank,
+        lora_alpha=config.tuning.lora_alpha,
+        lora_dropout=config.tuning.lora_dropout,
+        target_modules="all-linear",
+        modules_to_save=["score"] if task == "SEQ_CLS" else None,
+    )
+
+
+class Reporter(TrainerCallback):
+    """Tells how training goes, and stops it when asked or when the loss is no number any more."""
+
+    def __init__(self, progress: ProgressWriter) -> None:
+        self.progress = progress
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.progress.step, self.progress.total_steps = state.global_step, state.max_steps
+        done = f" from step {state.global_step}" if state.global_step else ""
+        self.progress.write(f"Training{done}")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.progress.step = state.global_step
+        if stop_requested():
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = logs or {}
+        if any(logs.get(name, 0.0) - logs.get(name, 0.0) != 0 for name in ("loss", "grad_norm")):
+            raise Diverged(state.global_step)  # x - x is 0 for numbers, not for nan and inf
+        report(self.progress, logs)
+
+
+class Checkpointed(Trainer):
+    """Mixed into a trainer of TRL: each checkpoint is whole and marked, or removed and reported."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        try:
+            Trainer._save_checkpoint(self, model, trial)  # TRL's own adds a model card each time
+            checkpoints.mark_complete(folder, step=self.state.global_step)
+        except Exception as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise checkpoints.CheckpointNotSaved(
+                step=self.state.global_step,
+                kept=RunDir(folder.parent.parent).last_checkpoint(),
+                disk_full=checkpoints.is_disk_full(error),
+                folder=folder,
+            ) from error
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # Weights only: no pickled settings, and the tokenizer does not change.
+        self.model.save_pretrained(output_dir, state_dict=state_dict)
+
+
+def fit(trainer: Trainer, *, run_dir: RunDir, progress: ProgressWriter) -> None:
+    """Train from the last checkpoint, or the start. Raises Cancelled, once it is saved, when told to stop."""
+    last = run_dir.last_checkpoint()
+    if last is not None and _is_trained(last):
+        trainer._load_from_checkpoint(str(last))
+        progress.step = progress.total_steps = checkpoints.step_of(last)
+        return
+    trainer.remove_callback(PrinterCallback)  # what it prints is in progress.jsonl
+    trainer.add_callback(Reporter(progress))
+    with finishing_before_stop():
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        if stop_requested():
+            progress.write(f"Stopped at step {progress.step}; the checkpoint is saved")
+            raise Cancelled
+
+
+def _is_trained(checkpoint: Path) -> bool:
+    """A trainer that resumes after its last step would take one more."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return bool(state["global_step"] >= state["max_steps"])
+
+
+def save_trained(
+    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, *, run_dir: RunDir, config: RunConfig
+) -> PreTrainedModel:
+    """Write model/ whole, by rename: weights, tokenizer with its template, lineage. Adapters are merged.
+
+    They are merged in fp32: into bf16, or worse NF4, a merge rounds learning away (transformers #31293).
+    """
+    draft = run_dir.path / "model.draft"
+    for leftover in (draft, run_dir.model):
+        shutil.rmtree(leftover, ignore_errors=True)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(run_dir.path / "adapter"))
+        model = model.float().merge_and_unload()
+    model.save_pretrained(draft)
+    tokenizer.save_pretrained(draft)
+    write_json(draft / "lineage.json", lineage.of(run_dir, config, tokenizer, packages=_packages()))
+    os.replace(draft, run_dir.model)
+    result: PreTrainedModel = model
+    return result
+
+
+def _packages() -> dict[str, str]:
+    return {
+        name: version(name) for name in ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
+    }

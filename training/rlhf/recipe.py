@@ -1,0 +1,100 @@
+"""One training run, step by step: tokenizer, rows, model, trainer, fit, save; and the evaluation after it."""
+
+import gc
+import time
+from typing import Any
+
+import datasets
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from training.rlhf import dpo, evaluation, fitting, loading, rendering, reward_model, scoring
+from training.rlhf.config import RunConfig
+from training.rlhf.data import SPLITS, Fitting, Split, drop_too_long, read_for_dpo, read_for_reward_model
+from training.rlhf.estimate import length_limit
+from training.rlhf.failures import Refused
+from training.rlhf.progress import report
+from training.rlhf.run_dir import ProgressWriter, RunDir
+
+datasets.disable_progress_bars()
+
+
+def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[str, Any]:
+    """Train, and leave model/. Goes on from the last checkpoint. Returns what result.json says about it."""
+    tokenizer = loading.load_tokenizer(config.model)
+    progress.write("Loading the model")
+    if config.method == "dpo":
+        model = loading.load_policy(config.model, dtype=weights_dtype(config))
+    else:
+        model = loading.load_reward_base(config.model, seed=config.seed, dtype=weights_dtype(config))
+    loading.fit(model, tokenizer, where=config.model)
+
+    progress.write("Reading the dataset")
+    limit = length_limit(config, model.config)
+    rows = {split: fitting_rows(run_dir, config, tokenizer, split=split, limit=limit) for split in SPLITS}
+    if not rows["train"].elements:
+        raise Refused(
+            f"No row is left to train on; {rows['train'].dropped} are longer than {limit} tokens.",
+            str(run_dir.data),
+            "Raise max_length, or freeze a dataset that holds comparisons.",
+        )
+    progress.write(f"{len(rows['train'].elements)} rows to learn from, {rows['train'].dropped} too long")
+
+    if config.method == "dpo":
+        progress.write("Computing the reference's log-probabilities")
+    method = dpo if config.method == "dpo" else reward_model
+    trainer = method.make_trainer(
+        model=model,
+        tokenizer=tokenizer,
+        train=rows["train"].elements,
+        test=rows["test"].elements,
+        config=config,
+        run_dir=run_dir,
+    )
+    started = time.monotonic()
+    fitting.fit(trainer, run_dir=run_dir, progress=progress)
+    seconds = time.monotonic() - started
+
+    held_out: dict[str, float] = {}
+    if rows["test"].elements:
+        progress.write("Measuring the loss on held-out rows")
+        held_out = trainer.evaluate()
+    report(progress, {"train_seconds": seconds}, message="Saving the model")
+    trained = fitting.save_trained(trainer, tokenizer, run_dir=run_dir, config=config)
+    if config.method == "reward_model":
+        scoring.write_canaries(trained.float().eval(), tokenizer, folder=run_dir.model)
+    del trainer, model, trained
+    gc.collect()
+    torch.cuda.empty_cache()
+    return {
+        "rows": {
+            split: {"kept": len(part.elements), "dropped": part.dropped} for split, part in rows.items()
+        },
+        "steps": progress.total_steps,
+        "train_seconds": round(seconds, 2),
+        "held_out": {name: value for name, value in held_out.items() if isinstance(value, int | float)},
+    }
+
+
+def fitting_rows(
+    run_dir: RunDir, config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, split: Split, limit: int
+) -> Fitting:
+    """Rows of a split that the method learns from, without those over the limit."""
+    read = read_for_dpo if config.method == "dpo" else read_for_reward_model
+    return drop_too_long(
+        read(run_dir, split),
+        limit=limit,
+        count_tokens=lambda messages: len(rendering.conversation_ids(tokenizer, messages)),
+    )
+
+
+def weights_dtype(config: RunConfig) -> torch.dtype:
+    """Weights that are trained stay in fp32, or small updates vanish; a frozen base may be bf16."""
+    return torch.bfloat16 if config.training.bf16 and config.tuning.kind == "lora" else torch.float32
+
+
+def evaluate(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[str, Any]:
+    """Judge model/ as it stands on disk; leaves evaluation.json, and completions.jsonl for a policy."""
+    if config.method == "dpo":
+        return evaluation.evaluate_policy(run_dir, config, progress)
+    return evaluation.evaluate_reward_model(run_dir, config, progress)
