@@ -1,6 +1,7 @@
 """All settings, read once from environment variables; safe by default. docs/operations.md lists them."""
 
 import os
+import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -199,6 +200,8 @@ LEASE_SECONDS = env_number("RATCHET_LEASE_SECONDS", 600, low=5, high=86_400)
 RUN_LEASE_SECONDS = env_number("RATCHET_RUN_LEASE_SECONDS", 15, low=2, high=3_600)
 DATASETS_DIR = VAR_DIR / "datasets"
 RUNS_DIR = VAR_DIR / "runs"
+# What a worker starts for a run, with the run folder as last argument.
+TRAINER_COMMAND = [sys.executable, "-m", "training.rlhf"]
 # Local folders of models may only lie below these; a hub id needs no folder.
 MODEL_DIRS = [
     Path(p).resolve() for p in env_text("RATCHET_MODEL_DIRS", str(VAR_DIR / "models")).split(os.pathsep) if p

@@ -4,7 +4,7 @@ A candidate is promoted when the win rate that people gave it over the current p
 prompts, lies above one half with its whole interval. Until then it stays a candidate.
 """
 
-from django.contrib.auth.models import AbstractBaseUser
+from django.contrib.auth.models import User
 from django.db import transaction
 
 from labeling import agreement, datasets
@@ -27,7 +27,8 @@ def evaluate_gate(round: Round) -> GateDecision | None:
     closed with other labels gets a second decision; what was promoted stays promoted.
     """
     round = Round.objects.select_for_update().get(pk=round.pk)
-    if not _has_gate(round):
+    new_policy_id = round.new_policy_id
+    if new_policy_id is None or not _has_gate(round):
         return None
     outcomes = datasets.gate_outcomes(round)
     figures = agreement.win_rate(outcomes, seed=BOOTSTRAP_SEED)
@@ -35,8 +36,7 @@ def evaluate_gate(round: Round) -> GateDecision | None:
     found = (figures.rate, figures.low, figures.high, figures.n) if figures else (None, None, None, 0)
     if last is not None and (last.win_rate, last.low, last.high, last.labels) == found:
         return last
-    assert round.new_policy is not None
-    policy = Policy.objects.select_for_update().get(pk=round.new_policy_id)
+    policy = Policy.objects.select_for_update().get(pk=new_policy_id)
     project = Project.objects.select_for_update().get(pk=round.project_id)
     obstacle = _obstacle(policy, project, round, figures)
     decision = GateDecision.objects.create(
@@ -58,7 +58,6 @@ def evaluate_gate(round: Round) -> GateDecision | None:
 def _has_gate(round: Round) -> bool:
     return (
         round.state == Round.State.CLOSED
-        and round.new_policy_id is not None
         and round.new_policy_id != round.old_policy_id
         and round.tasks.filter(purpose=Task.Purpose.GATE).exists()
     )
@@ -81,7 +80,7 @@ def _obstacle(
 
 
 @transaction.atomic
-def promote(*, policy: Policy, by: AbstractBaseUser, reason: str) -> GateDecision:
+def promote(*, policy: Policy, by: User, reason: str) -> GateDecision:
     """Make it the current policy although, or before, the labels say so. The reason is kept."""
     reason = reason.strip()
     if not reason:

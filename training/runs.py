@@ -9,7 +9,7 @@ from typing import Any
 
 from auditlog.models import LogEntry
 from django.conf import settings
-from django.contrib.auth.models import AbstractBaseUser
+from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
 from django.db.models.functions import Now
@@ -35,7 +35,7 @@ def create_run(
     policy: Policy,
     reward_model: Artifact | None = None,
     config: dict[str, Any] | None = None,
-    created_by: AbstractBaseUser | None = None,
+    created_by: User | None = None,
     start_when_ready: bool = False,
     then_next_round: bool = True,
 ) -> Run:
@@ -96,8 +96,6 @@ def queue_sampling(round: Round) -> Run:
     live = _sampling_runs(round).first()
     if live is not None:
         return live
-    plan = rounds.RoundPlan.from_json(round.plan)
-    policies = list({p.pk: p for request in rounds.wanted(round) for p in request.policies}.values())
     run = Run(
         project=round.project,
         method=Run.Method.SAMPLE,
@@ -106,10 +104,13 @@ def queue_sampling(round: Round) -> Run:
         start_when_ready=True,
     )
     try:
-        run.config = _sampling_config(plan, policies)
+        run.config = _sampling_config(round)
         run.state = State.QUEUED
         run.message = "Waiting for a worker."
-    except RunRefused as refusal:  # a row that says why raters wait for ever is better than a log line
+    except (
+        RunRefused,
+        rounds.RoundNotReady,
+    ) as refusal:  # a row that says why raters wait for ever is better than a log line
         run.state = State.REFUSED
         run.message = str(refusal)
     try:
@@ -125,7 +126,9 @@ def _sampling_runs(round: Round) -> QuerySet[Run]:
     return Run.objects.filter(round=round, method=Run.Method.SAMPLE).exclude(state__in=over)
 
 
-def _sampling_config(plan: rounds.RoundPlan, policies: list[Policy]) -> dict[str, Any]:
+def _sampling_config(round: Round) -> dict[str, Any]:
+    plan = rounds.RoundPlan.from_json(round.plan)
+    policies = list({p.pk: p for request in rounds.wanted(round) for p in request.policies}.values())
     if not policies:
         raise RunRefused("There is nothing to sample: the project has no prompts or no current policy.")
     unable = [str(policy) for policy in policies if not policy.location]
@@ -146,6 +149,11 @@ def sampling_name(policy: Policy) -> str:
     return f"policy-{policy.pk}"
 
 
+def policy_of(name: str) -> int:
+    """The policy's id in its sampling name."""
+    return int(name.removeprefix("policy-"))
+
+
 def queue_missing_sampling() -> list[Run]:
     """Sampling runs for rounds that wait without one: the process that opened them died in between."""
     waiting = Round.objects.filter(
@@ -154,7 +162,7 @@ def queue_missing_sampling() -> list[Run]:
     return [queue_sampling(round) for round in waiting]
 
 
-def start(*, run: Run, by: AbstractBaseUser | None) -> Run:
+def start(*, run: Run, by: User | None) -> Run:
     """Queue a run whose preflight passed."""
     if _move(run, {State.READY}, by, state=State.QUEUED, message="Waiting for a worker."):
         return run
@@ -163,10 +171,10 @@ def start(*, run: Run, by: AbstractBaseUser | None) -> Run:
     raise RunRefused(f"{run} is {_state(run)}: only a run that is ready can be started.")
 
 
-def cancel(*, run: Run, by: AbstractBaseUser | None) -> Run:
+def cancel(*, run: Run, by: User | None) -> Run:
     """Stop a run, saved; `resume` goes on. A running one is stopped by its worker within seconds."""
     waiting = {State.CHECKING, State.READY, State.QUEUED}
-    ended = {"state": State.CANCELLED, "ended_at": Now(), "worker": "", "leased_until": None}
+    ended: dict[str, Any] = {"state": State.CANCELLED, "ended_at": Now(), "worker": "", "leased_until": None}
     if _move(run, waiting, by, **ended, message="Cancelled before it started."):
         return run
     # Nobody is there to stop it: its lease ran out.
@@ -179,9 +187,9 @@ def cancel(*, run: Run, by: AbstractBaseUser | None) -> Run:
     raise RunRefused(f"{run} is {_state(run)}: there is nothing to cancel.")
 
 
-def resume(*, run: Run, by: AbstractBaseUser | None) -> Run:
+def resume(*, run: Run, by: User | None) -> Run:
     """Queue the same run again; it goes on from its last checkpoint. A refused one is checked again."""
-    again = {
+    again: dict[str, Any] = {
         "cancel_asked": False,
         "fruitless_attempts": 0,
         "worker": "",
@@ -206,9 +214,7 @@ def resume(*, run: Run, by: AbstractBaseUser | None) -> Run:
     raise RunRefused(f"{run} is {_state(run)}: only one that was cancelled or failed can go on.")
 
 
-def _move(
-    run: Run, allowed: set[State], by: AbstractBaseUser | None, *, lost: bool = False, **values: Any
-) -> bool:
+def _move(run: Run, allowed: set[State], by: User | None, *, lost: bool = False, **values: Any) -> bool:
     """Change the row if it still is in an allowed state, and write down who did it."""
     with transaction.atomic():
         rows = Run.objects.filter(pk=run.pk, state__in=allowed)

@@ -1,0 +1,34 @@
+"""Where a child runs. A launcher starts one process for one run folder; `local` is this machine.
+
+Another launcher (Ray, Slurm) has to keep the two promises of these protocols: nothing of a child is left
+when `kill` has returned, and `evict` ends only processes that work in the folder.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+
+class Child(Protocol):
+    def poll(self) -> int | None:
+        """The exit status (negative: the signal that killed it); None while it works."""
+
+    def stop(self) -> None:
+        """Ask it to save and stop."""
+
+    def kill(self) -> None:
+        """End it and everything it started, now."""
+
+    def stderr_tail(self) -> str:
+        """The end of what it printed, for people."""
+
+    def trim_logs(self) -> None:
+        """Keep what it prints from filling the disk."""
+
+
+class Launcher(Protocol):
+    device: str
+
+    def start(self, folder: Path, *, preflight: bool) -> Child: ...
+
+    def evict(self, folder: Path) -> int | None:
+        """End what still works in the folder for nobody; the process that could not be ended, or None."""

@@ -1,0 +1,161 @@
+"""Children on this machine: the one place of the Django side that starts processes.
+
+The child leads a session of its own, so Ctrl-C in the worker's terminal reaches the worker alone, and one
+signal ends it with all it started. It finds RATCHET_PARENT_PID in its environment, asks the kernel to be
+killed when that process dies (PDEATHSIG), and leaves at once when it is dead already. PDEATHSIG follows the
+*thread* that started the child: `start` belongs to the main thread.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+from django.conf import settings
+
+from training.rlhf.run_dir import RunDir, RunLocked
+
+TAIL_BYTES = 8_000
+MAX_LOG_BYTES = 16_000_000
+# What a child is given of our environment. The database's address and the secret key are not in it.
+PASSED_ON = {
+    "PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
+    "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
+}  # fmt: skip
+PASSED_ON_PREFIXES = (
+    "LC_", "PYTHON", "CUDA_", "NVIDIA_", "ROCR_", "HIP_", "NCCL_", "TORCH", "PYTORCH_", "TRITON_",
+    "OMP_", "MKL_", "KMP_", "OPENBLAS_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "XDG_",
+    "WANDB_", "MLFLOW_", "TRACKIO_",
+)  # fmt: skip
+
+
+def default_device() -> str:
+    """The first GPU where the driver shows one, else the CPU. The worker itself never asks torch."""
+    return "cuda:0" if Path("/dev/nvidia0").exists() else "cpu:0"
+
+
+def child_environment(device: str) -> dict[str, str]:
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)
+    }
+    kind, _, number = device.partition(":")
+    if kind == "cpu":
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    elif kind == "cuda":
+        visible = [name for name in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        index = int(number or 0)
+        env["CUDA_VISIBLE_DEVICES"] = visible[index] if index < len(visible) else str(index)
+    env["RATCHET_PARENT_PID"] = str(os.getpid())
+    env["PYTHONUNBUFFERED"] = "1"
+    return env
+
+
+class LocalChild:
+    def __init__(self, process: subprocess.Popen[bytes], stderr: Path, stdout: Path) -> None:
+        self._process = process
+        self._stderr = stderr
+        self._stdout = stdout
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        code = self._process.poll()
+        if code is not None:
+            self._signal_group(signal.SIGKILL)  # what it left behind: data loaders, compilers
+        return code
+
+    def stop(self) -> None:
+        # Only the leader: it saves first and stops its own helpers, which must not die under it.
+        if self._process.poll() is None:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        self._signal_group(signal.SIGKILL)
+        self._process.wait()
+
+    def _signal_group(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def stderr_tail(self) -> str:
+        try:
+            with open(self._stderr, "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+                return file.read().decode("utf-8", errors="replace").replace("\0", "").strip()
+        except OSError:
+            return ""
+
+    def trim_logs(self) -> None:
+        # The child appends (O_APPEND), so its next line goes to the new end.
+        for path in (self._stderr, self._stdout):
+            if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
+                with open(path, "r+b") as file:
+                    file.seek(-TAIL_BYTES, os.SEEK_END)
+                    tail = file.read()
+                    file.seek(0)
+                    file.truncate()
+                    file.write(b"[the beginning was cut: it grew too long]\n" + tail)
+
+
+class LocalLauncher:
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def start(self, folder: Path, *, preflight: bool) -> LocalChild:
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("a child is started from the main thread: see the module's first lines")
+        name = "preflight" if preflight else "trainer"
+        stdout, stderr = folder / f"{name}.stdout.log", folder / f"{name}.stderr.log"
+        command = [*settings.TRAINER_COMMAND, str(folder), *(["--preflight"] if preflight else [])]
+        stdout.unlink(missing_ok=True)
+        stderr.unlink(missing_ok=True)
+        with open(stdout, "ab") as out, open(stderr, "ab") as err:
+            process = subprocess.Popen(
+                command,
+                cwd=settings.BASE_DIR,
+                env=child_environment(self.device),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+        return LocalChild(process, stderr, stdout)
+
+    def evict(self, folder: Path) -> int | None:
+        holder = 0
+        for _ in range(40):  # a killed process needs a moment to let go of its lock
+            try:
+                with RunDir(folder).locked():
+                    return None
+            except RunLocked as locked:
+                holder = locked.pid
+            if not works_in(holder, folder):
+                return holder
+            end_process(holder)
+            time.sleep(0.05)
+        return holder
+
+
+def works_in(pid: int, folder: Path) -> bool:
+    """Whether the process is a trainer of this run folder: only such a one may be ended."""
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return False
+    return str(folder) in arguments and settings.TRAINER_COMMAND[-1] in arguments
+
+
+def end_process(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        if os.getpgid(pid) == pid:
+            os.killpg(pid, signal.SIGKILL)
+        else:
+            os.kill(pid, signal.SIGKILL)

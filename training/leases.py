@@ -1,0 +1,86 @@
+"""The lease of a run: who may write the row, and until when.
+
+A claim is an UPDATE that succeeds only while the row is still free; count 0 means somebody else was
+first. `worker` and `attempt` together name one claim, and every later write repeats both in its WHERE:
+a worker that was taken for dead changes nothing any more. The database's clock decides, not the workers'.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db import IntegrityError, models, transaction
+from django.db.models import F
+from django.db.models.functions import Now
+
+from training.models import Run
+
+State = Run.State
+FREE: dict[str, Any] = {"worker": "", "leased_until": None}
+
+
+class LeaseLost(Exception):
+    """Another worker or a person decided over this run: stop its child, write nothing."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    run_id: int
+    worker: str
+    attempt: int
+    state: str  # running, or checking while a preflight is under way
+
+    def rows(self) -> models.QuerySet[Run]:
+        return Run.objects.filter(pk=self.run_id, worker=self.worker, attempt=self.attempt, state=self.state)
+
+    def write(self, **values: Any) -> None:
+        """Change the row. Raises LeaseLost, changing nothing, when it is no longer ours."""
+        if self.rows().update(**values) != 1:
+            raise LeaseLost(f"run {self.run_id} is no longer {self.worker}'s")
+
+    def renew(self, **values: Any) -> None:
+        self.write(leased_until=_lease_end(), **values)
+
+    def end(self, state: str, message: str, **values: Any) -> None:
+        """Give the row back in another state."""
+        ended = Now() if state not in (State.QUEUED, State.CHECKING, State.READY) else None
+        self.write(**{**FREE, "state": state, "message": message, "ended_at": ended, **values})
+
+
+def claim_run(*, worker: str, device: str) -> Run | None:
+    """Take the next run for a device; None when nothing waits or the device is busy."""
+    for run in Run.objects.waiting_for_a_device()[:5]:
+        claimed = _claim(
+            Run.objects.waiting_for_a_device().filter(pk=run.pk),
+            worker=worker,
+            device=device,
+            state=State.RUNNING,
+            attempt=F("attempt") + 1,
+            started_at=models.functions.Coalesce(F("started_at"), Now()),
+        )
+        if claimed:
+            return Run.objects.select_related("policy", "dataset", "round", "project").get(pk=run.pk)
+    return None
+
+
+def claim_check(*, worker: str) -> Run | None:
+    """Take the next run that waits for its preflight."""
+    for run in Run.objects.waiting_for_a_check()[:5]:
+        if _claim(Run.objects.waiting_for_a_check().filter(pk=run.pk), worker=worker):
+            return Run.objects.select_related("policy", "dataset", "round", "project").get(pk=run.pk)
+    return None
+
+
+def _claim(rows: models.QuerySet[Run], **values: Any) -> bool:
+    try:
+        with transaction.atomic():
+            return rows.order_by().update(leased_until=_lease_end(), **values) == 1
+    except IntegrityError:  # another run is on this device
+        return False
+
+
+def _lease_end() -> models.Expression:
+    return models.ExpressionWrapper(
+        Now() + timedelta(seconds=settings.RUN_LEASE_SECONDS), output_field=models.DateTimeField()
+    )

@@ -1,0 +1,147 @@
+"""The training worker: takes runs up, supervises their children, and hands them on when it is told to stop.
+
+Two lanes in one process: the device lane trains and samples, one run at a time; the check lane runs
+preflights and holds no device. Every method does one unit and says whether there is more; the loop around
+them is `serve`. Any number of workers may share a database and the run folders.
+"""
+
+import logging
+import socket
+import time
+import uuid
+from collections.abc import Callable
+
+from django.conf import settings
+from django.db import InterfaceError, OperationalError, connection
+from django.db.models.functions import Now
+
+from training import gate, leases, runs
+from training.endings import Stop
+from training.launchers import Launcher
+from training.leases import LeaseLost
+from training.models import Run, Worker
+from training.supervision import Supervision
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.25
+SWEEP_SECONDS = 20
+
+
+class TrainingWorker:
+    def __init__(self, *, launcher: Launcher, name: str = "", say: Callable[[str], None] = log.info) -> None:
+        self.launcher = launcher
+        self.name = (name or f"{socket.gethostname()} {launcher.device}")[:80]
+        # Two processes of one name must not take each other's leases for their own.
+        self.claims_as = f"{self.name} {uuid.uuid4().hex[:8]}"
+        self.say = say
+        self.device_lane: Supervision | None = None
+        self.check_lane: Supervision | None = None
+        self._stops_asked = 0
+        self._seen = self._swept = float("-inf")
+
+    # --- the loop -------------------------------------------------------------------------------------------
+
+    def serve(self, *, batch: bool = False) -> None:
+        """Work until told to stop; in a batch, until nothing is left to do."""
+        self.say(f"worker {self.name} waits for runs")
+        try:
+            while True:
+                busy = self.turn()
+                if not busy and (batch or self.is_stopping):
+                    break
+                time.sleep(TICK_SECONDS)
+        finally:
+            self._leave()
+
+    def turn(self) -> bool:
+        """One look at everything; False when there was nothing to do."""
+        try:
+            self.be_seen()
+            self.sweep()
+            checking = self.check()
+            return self.train() or checking
+        except (OperationalError, InterfaceError):
+            # The database is away or busy. Children work on; the lease's own clock stops them in time.
+            log.warning("the database did not answer", exc_info=True)
+            connection.close()
+            return True
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stops_asked > 0
+
+    def ask_stop(self) -> None:
+        """First: save, stop, hand the run on. Again: now. Safe in a signal handler."""
+        self._stops_asked += 1
+
+    # --- units ----------------------------------------------------------------------------------------------
+
+    def be_seen(self) -> None:
+        if time.monotonic() - self._seen > settings.RUN_LEASE_SECONDS / 2:
+            Worker.objects.update_or_create(
+                name=self.name, defaults={"device": self.launcher.device, "seen_at": Now()}
+            )
+            self._seen = time.monotonic()
+
+    def sweep(self) -> None:
+        """Do what a lost signal would have done."""
+        if time.monotonic() - self._swept > SWEEP_SECONDS:
+            self._swept = time.monotonic()
+            try:
+                runs.queue_missing_sampling()
+                gate.evaluate_missing_gates()
+            except (OperationalError, InterfaceError):
+                raise
+            except Exception:  # one odd round must not keep every run from its worker
+                log.exception("rounds without sampling or gate could not be looked after")
+
+    def train(self) -> bool:
+        """One unit of the device lane."""
+        if self.device_lane is None and not self.is_stopping:
+            run = leases.claim_run(worker=self.claims_as, device=self.launcher.device)
+            self.device_lane = self._take(run)
+        self.device_lane = self._advance(self.device_lane)
+        return self.device_lane is not None
+
+    def check(self) -> bool:
+        """One unit of the check lane."""
+        if self.check_lane is None and not self.is_stopping:
+            self.check_lane = self._take(leases.claim_check(worker=self.claims_as))
+        self.check_lane = self._advance(self.check_lane)
+        return self.check_lane is not None
+
+    def _take(self, run: Run | None) -> Supervision | None:
+        if run is None:
+            return None
+        self.say(f"{run}: {run.get_state_display().lower()}, attempt {run.attempt}")
+        return Supervision(run, self.launcher)
+
+    def _advance(self, lane: Supervision | None) -> Supervision | None:
+        """Let a supervised run go one step; None when it is out of our hands."""
+        if lane is None:
+            return None
+        if self.is_stopping:
+            lane.stop(Stop.RELEASE)
+            if self._stops_asked > 1 or lane.is_check:  # a check is quickly done again
+                lane.kill()
+        try:
+            if lane.step():
+                return lane
+        except LeaseLost as lost:
+            self.say(f"{lane.run}: given up, {lost}")
+            return None
+        self._tell(lane.run)
+        return None
+
+    def _tell(self, run: Run) -> None:
+        run.refresh_from_db(fields=["state", "message"])
+        self.say(f"{run}: {run.get_state_display().lower()}. {run.message}")
+
+    def _leave(self) -> None:
+        """Nothing of ours stays: children end with us, pages see that we are gone."""
+        for lane in (self.device_lane, self.check_lane):
+            if lane is not None:
+                lane.abandon()
+        Worker.objects.filter(name=self.name).delete()
+        self.say(f"worker {self.name} has stopped")
