@@ -1,17 +1,7 @@
 """The cast: ann and bo rate, mia manages, zed may do nothing. Factories are plain functions in tests/factories.py."""
 
-import os
-
-# Tests never touch an installation's own files. Before Django reads its settings.
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-
-_VAR = tempfile.TemporaryDirectory(prefix="ratchet-tests-")
-os.environ["RATCHET_VAR"] = _VAR.name
-os.environ.setdefault("RATCHET_SECRET_KEY", "only-for-tests-" + "x" * 50)
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import pytest
 from django.contrib.auth.models import User
