@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from training.rlhf import rendering, scoring
 from training.rlhf.config import HUB_ID
+from training.rlhf.failures import Refused
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
@@ -38,14 +39,8 @@ _NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state")
 _PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|vision_pad|>", "<unk>")
 
 
-class ModelRefused(Exception):
+class ModelRefused(Refused):
     """A model that is not loaded: what is wrong, where, and what to do about it."""
-
-    def __init__(self, what: str, where: str, do: str) -> None:
-        super().__init__(f"{what} ({where}) {do}")
-        self.what = what
-        self.where = where
-        self.do = do
 
 
 def load_policy(location: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

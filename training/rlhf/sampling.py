@@ -1,0 +1,214 @@
+"""A policy writes: `generate` for whoever has a model in hand, `run` for a sampling run's folder.
+
+Completions are drawn from the policy's own distribution: the temperature and top-p asked for, nothing else.
+What a model's generation_config adds (top-k, penalties) would make the samples another policy's than the one
+that is trained and judged. The seed fixes every draw of a batch; equal inputs give equal texts.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from training.rlhf import loading, rendering, scoring
+from training.rlhf.config import RunConfig, Sampling
+from training.rlhf.failures import Refused
+from training.rlhf.progress import Cancelled, stop_requested
+from training.rlhf.run_dir import ProgressWriter, RunDir, SampledCompletion, SampleRequest, read_jsonl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """One completion: its text, how it ended, and its tokens, the one that ended it among them."""
+
+    text: str
+    finish: Literal["eos", "length"]
+    ids: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids)
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[rendering.Messages],
+    *,
+    sampling: Sampling,
+    seed: int,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> list[Sampled]:
+    """One completion for each conversation, in order; the same conversation twice gives two draws.
+
+    `on_batch` hears after each batch how many are done, and may raise to stop. A prompt that leaves no room
+    for `max_new_tokens` within the model's positions loses its oldest tokens.
+    """
+    # Prompts of like length share a batch, so that little is padded.
+    prompts = _prompts(model, tokenizer, conversations, sampling)
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    done: dict[int, Sampled] = {}
+    for place, start in enumerate(range(0, len(order), sampling.batch_size)):
+        batch = order[start : start + sampling.batch_size]
+        rows = [prompts[index] for index in batch]
+        drawn = _generate_batch(model, tokenizer, rows, sampling=sampling, seed=seed + place)
+        done.update(zip(batch, drawn, strict=True))
+        on_batch(len(done))
+    return [done[index] for index in range(len(prompts))]
+
+
+def run(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> None:
+    """Carry out a sampling run: completions.jsonl for requests.jsonl, each policy loaded once.
+
+    Lines stand in the order of the requests. The file appears by rename when all is drawn: a run that was
+    stopped begins again, and draws the same.
+    """
+    requests = _read_requests(run_dir, config)
+    wanted = [(number, policy) for number, one in enumerate(requests) for policy in one["policies"]]
+    texts: dict[int, Sampled] = {}  # by place in `wanted`
+    progress.total_steps = len(wanted)
+    for policy_number, (name, location) in enumerate(config.policies.items()):
+        places = [place for place, (_, policy) in enumerate(wanted) if policy == name]
+        if not places:
+            continue
+        progress.write(f"Loading {name}")
+        tokenizer = loading.load_tokenizer(location)
+        model = loading.load_policy(location)
+        loading.fit(model, tokenizer, where=location)
+        model.to(device())
+
+        def tell(done: int, before: int = len(texts), name: str = name) -> None:
+            progress.step = before + done
+            progress.write(f"{name} writes")
+            if stop_requested():
+                raise Cancelled
+
+        drawn = generate(
+            model,
+            tokenizer,
+            [requests[wanted[place][0]]["prompt"] for place in places],
+            sampling=config.sampling,
+            seed=policy_seed(config.seed, policy_number),
+            on_batch=tell,
+        )
+        texts.update(zip(places, drawn, strict=True))
+    write_completions(
+        run_dir,
+        (
+            SampledCompletion(
+                request=request,
+                policy=policy,
+                text=texts[place].text,
+                finish=texts[place].finish,
+                tokens=texts[place].tokens,
+            )
+            for place, (request, policy) in enumerate(wanted)
+        ),
+    )
+
+
+def write_completions(run_dir: RunDir, rows: Iterator[SampledCompletion]) -> None:
+    """Write completions.jsonl whole or not at all."""
+    draft = run_dir.completions.with_name(f".{run_dir.completions.name}.{os.getpid()}")
+    try:
+        with open(draft, "w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, run_dir.completions)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def policy_seed(seed: int, number: int) -> int:
+    """Seeds far apart: two policies, or the batches of one, never share their draws."""
+    return (seed * 1_000_003 + number * 7_919_317) % 2**63
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _prompts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[rendering.Messages],
+    sampling: Sampling,
+) -> list[list[int]]:
+    positions = getattr(model.config, "max_position_embeddings", None) or 1_000_000
+    room = max(1, positions - sampling.max_new_tokens)
+    return [rendering.prompt_ids(tokenizer, messages)[-room:] for messages in conversations]
+
+
+@torch.inference_mode()
+def _generate_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    sampling: Sampling,
+    seed: int,
+) -> list[Sampled]:
+    ends = _end_ids(model, tokenizer)
+    ids, mask = scoring.padded(prompts, pad_id=int(tokenizer.pad_token_id), left=True)
+    cuda = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):  # whoever calls keeps their own draws
+        torch.manual_seed(seed)
+        output = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=_generation_config(tokenizer, sampling, ends),
+        )
+    return [_read(tokenizer, row, ends) for row in output[:, ids.shape[1] :].tolist()]
+
+
+def _generation_config(
+    tokenizer: PreTrainedTokenizerBase, sampling: Sampling, ends: list[int]
+) -> GenerationConfig:
+    draws = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    return GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        eos_token_id=ends,
+        pad_token_id=tokenizer.pad_token_id,
+        **(draws if sampling.temperature > 0 else {"do_sample": False}),
+    )
+
+
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    declared = model.generation_config.eos_token_id if model.generation_config is not None else None
+    more = declared if isinstance(declared, list) else [declared] if declared is not None else []
+    return sorted({*rendering.end_ids(tokenizer), *more})
+
+
+def _read(tokenizer: PreTrainedTokenizerBase, row: list[int], ends: list[int]) -> Sampled:
+    """Cut a row of new tokens behind the one that ended it. What follows is padding."""
+    place = next((index for index, token in enumerate(row) if token in ends), None)
+    ids = row if place is None else row[: place + 1]
+    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    return Sampled(
+        # No database takes NUL, and a policy over bytes may draw one.
+        text=text.replace("\0", "\N{REPLACEMENT CHARACTER}"),
+        finish="length" if place is None else "eos",
+        ids=tuple(ids),
+    )
+
+
+def _read_requests(run_dir: RunDir, config: RunConfig) -> list[SampleRequest]:
+    path = run_dir.data / "requests.jsonl"
+    requests: list[SampleRequest] = list(read_jsonl(path))
+    if not requests:
+        raise Refused("There is nothing to write.", str(path), "Put at least one request there.")
+    for number, request in enumerate(requests):
+        unknown = sorted(set(request["policies"]) - set(config.policies))
+        if unknown:
+            raise Refused(
+                f"Request {number} asks {unknown[0]!r} to write, which the recipe does not name.",
+                str(path),
+                "Name its location in `policies`.",
+            )
+    return requests
