@@ -49,7 +49,8 @@ bench: setup ## the figures of docs/benchmarks.md
 	$(PY) -m tests.benchmarks.parity --method dpo
 
 pictures: setup ## make the README's pictures again
-	$(PY) -m tests.pictures
+	$(PY) manage.py demo --headless --rounds 2 --keep var/pictures
+	$(PY) -m tests.pictures var/pictures
 
 clean: ## forget the demo's data (asks)
 	@read -p "Delete var/ with all labels, datasets and policies? [y/N] " a; [ "$$a" = y ] && rm -rf var || true

@@ -5,6 +5,7 @@ at every layer and open a database connection for each request (docs/benchmarks.
 """
 
 import os
+from typing import Any, cast
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "rlhf_site.settings")
 
@@ -22,7 +23,7 @@ from training.routing import websocket_urlpatterns
 
 application = ProtocolTypeRouter(
     {
-        "http": WSGIMiddleware(pages, workers=settings.WEB_THREADS),
+        "http": WSGIMiddleware(cast(Any, pages), workers=settings.WEB_THREADS),
         "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(websocket_urlpatterns))),
     }
 )

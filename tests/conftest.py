@@ -1,4 +1,4 @@
-"""The cast: ann and bo rate, mia manages, zed may do nothing. Factories are plain functions in tests/factories.py."""
+"""The cast: ann and bo rate, mia manages, zed may do nothing. tests/factories.py has plain functions."""
 
 from collections.abc import Iterator
 from pathlib import Path

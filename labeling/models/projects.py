@@ -1,14 +1,11 @@
 """A project, who belongs to it, and what its raters are asked."""
 
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from django.conf import settings
 from django.contrib.auth.models import AbstractUser, AnonymousUser
 from django.db import models
 from django.urls import reverse
-
-if TYPE_CHECKING:
-    from labeling.models.policies import Policy
 
 AnyUser = AbstractUser | AnonymousUser
 
@@ -40,9 +37,6 @@ class Project(models.Model):
     created_at = models.DateTimeField(auto_now_add=True)
 
     objects = ProjectQuerySet.as_manager()
-
-    if TYPE_CHECKING:
-        policies: models.Manager["Policy"]
 
     class Meta:
         ordering = ["name"]

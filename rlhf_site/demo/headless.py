@@ -110,10 +110,8 @@ class Loop:
             people = simulated_raters.hire(self.project, self.raters, seed=self.seed, noise=self.noise)
             labels = simulated_raters.judge(self.processes.address, current, people)
         self.acknowledged += labels
-        gathered = rounds.progress(current)
-        self.say(
-            f"round {current.number}: {labels} labels acknowledged, {gathered.done} of {gathered.wanted} wanted"
-        )
+        wanted = rounds.progress(current).wanted
+        self.say(f"round {current.number}: {labels} labels acknowledged of {wanted} wanted")
         return labels
 
     def _freeze(self, number: int) -> PreferenceDataset:
