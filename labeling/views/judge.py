@@ -21,7 +21,8 @@ from labeling import labels
 from labeling.forms.judge import FORMS, SKIP_REASONS, SkipForm
 from labeling.models import Assignment, Round, RoundClosed, RoundNotReady
 from labeling.rendering import render_guidelines
-from labeling.views.screens import progress, screen_of
+from labeling.rounds import rater_progress
+from labeling.views.screens import screen_of
 
 
 class RaterRequest(HttpRequest):
@@ -188,12 +189,12 @@ def _show(
             "title": "Nothing is left for you here",
             "text": "You have judged every task of this round that was open to you. Thank you.",
             "problem": problem,
-            "progress": progress(round, request.user),
+            "progress": rater_progress(round, request.user),
         }
         return _render(request, round, "labeling/judge/_nothing.html", context, status=status)
     context = {
         "screen": screen_of(assignment, round.protocol, answer or {}),
-        "progress": progress(round, request.user),
+        "progress": rater_progress(round, request.user),
         "skip_reasons": SKIP_REASONS,
         "problem": problem,
         "notice": notice,

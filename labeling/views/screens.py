@@ -1,16 +1,15 @@
 """What a rater sees of a task, and nothing else: no policy, no purpose, no id that tells which is newer.
 
-Everything here comes from rows that labeling.assignment has fetched already; only `progress` asks.
+Everything here comes from rows that labeling.assignment has fetched already: no query runs.
 """
 
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
-from django.contrib.auth.models import AbstractBaseUser
 from django.utils.safestring import SafeString, mark_safe
 
-from labeling.models import Assignment, Prompt, Protocol, RaterProgress, Round
+from labeling.models import Assignment, Prompt, Protocol
 from labeling.rendering import render_markdown
 
 ROLES = {"user": "User", "assistant": "Assistant", "system": "Instruction"}
@@ -55,13 +54,6 @@ class Criterion:
 
 
 @dataclass(frozen=True)
-class Progress:
-    mine: int
-    done: int
-    wanted: int
-
-
-@dataclass(frozen=True)
 class Screen:
     assignment_id: int
     key: UUID
@@ -84,12 +76,6 @@ def screen_of(assignment: Assignment, protocol: Protocol, answer: dict[str, Any]
         sides=_sides(items, protocol, answer) if protocol.kind == Protocol.Kind.COMPARISON else [],
         criteria=_criteria(protocol, answer) if protocol.kind == Protocol.Kind.RATING else [],
     )
-
-
-def progress(round: Round, rater: AbstractBaseUser) -> Progress:
-    """One row for each rater, however many tasks there are. Runs a query."""
-    labels = dict(RaterProgress.objects.filter(round=round.pk).values_list("rater_id", "labels"))
-    return Progress(mine=labels.get(rater.pk, 0), done=sum(labels.values()), wanted=round.wanted)
 
 
 def _turns(prompt: Prompt) -> list[Turn]:
