@@ -8,10 +8,12 @@ from labeling.models.rounds import Round, RoundClosed, RoundNotReady, Task, Task
 
 from labeling.models.labels import Assignment, Label, LostLease, RaterProgress, Skip  # isort: skip
 from labeling.models.datasets import PreferenceDataset
+from labeling.models.imports import Import
 
 __all__ = [
     "Assignment",
     "Completion",
+    "Import",
     "Label",
     "LostLease",
     "Membership",

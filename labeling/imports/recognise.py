@@ -1,0 +1,106 @@
+"""Which form a file has: told from its first line, or named by the user."""
+
+import csv
+from enum import StrEnum
+from typing import IO, Any
+
+from labeling.imports.items import RefusedRow, UnreadableFile, shown
+from labeling.imports.lines import lines_of
+from labeling.imports.rows import parse_object
+
+DELIMITERS = (",", ";", "\t")
+
+
+class Form(StrEnum):
+    PROMPTS_TXT = "prompts-txt"
+    PROMPTS_CSV = "prompts-csv"
+    PROMPTS_JSONL = "prompts-jsonl"
+    PAIRS_JSONL = "pairs-jsonl"
+    PAIRS_CSV = "pairs-csv"
+    RANKINGS_JSONL = "rankings-jsonl"
+    OPEN_ASSISTANT = "open-assistant"
+
+    @property
+    def title(self) -> str:
+        return TITLES[self]
+
+
+TITLES = {
+    Form.PROMPTS_TXT: "Prompts, one a line (TXT)",
+    Form.PROMPTS_CSV: "Prompts (CSV with a column `prompt`)",
+    Form.PROMPTS_JSONL: "Prompts (JSONL with `prompt` or `messages`)",
+    Form.PAIRS_JSONL: "Preference pairs (JSONL with `chosen` and `rejected`)",
+    Form.PAIRS_CSV: "Preference pairs (CSV with `prompt`, `chosen` and `rejected`)",
+    Form.RANKINGS_JSONL: "Rankings (JSONL with `prompt`, `completions` and `ranks`)",
+    Form.OPEN_ASSISTANT: "Open-Assistant conversation trees (JSONL)",
+}
+
+
+def recognise(stream: IO[bytes], *, name: str) -> Form:
+    """The form of a file, by its first line that is not blank; its name settles what content leaves open."""
+    suffix = name.rpartition(".")[2].lower()
+    for line in lines_of(stream):
+        if line.problem is not None:
+            if line.number < 20:
+                continue  # the row is refused when it is read; a later one may show the form
+            break
+        text = line.text.strip()
+        if not text:
+            continue
+        if text.startswith("{"):
+            try:
+                return _form_of_object(parse_object(text))
+            except RefusedRow as refused:
+                if suffix == "txt":
+                    return Form.PROMPTS_TXT
+                if text == "{":
+                    raise UnreadableFile(
+                        "an object goes over several lines; JSONL has one object on each line"
+                    ) from refused
+                if line.number < 20:
+                    continue
+                break
+        if text == "[" or text.startswith(("[{", "[[")):
+            raise UnreadableFile("it is one JSON array; write JSONL, one object on each line")
+        return _form_of_text(text, suffix)
+    raise UnreadableFile(
+        "it holds nothing that can be recognised: no line of it is text, a CSV header or a JSON object"
+    )
+
+
+def _form_of_object(row: dict[str, Any]) -> Form:
+    if "message_tree_id" in row or (isinstance(row.get("prompt"), dict) and "replies" in row["prompt"]):
+        return Form.OPEN_ASSISTANT
+    if "chosen" in row and "rejected" in row:
+        return Form.PAIRS_JSONL
+    if "completions" in row and "ranks" in row:
+        return Form.RANKINGS_JSONL
+    if ("prompt" in row or "messages" in row) and not {"chosen", "rejected"} & row.keys():
+        return Form.PROMPTS_JSONL
+    raise UnreadableFile(
+        f"its first object has the columns {shown(', '.join(row))}; wanted are `prompt` or `messages`,"
+        " `chosen` and `rejected`, `prompt`, `completions` and `ranks`, or the trees of Open-Assistant"
+    )
+
+
+def _form_of_text(text: str, suffix: str) -> Form:
+    for delimiter in DELIMITERS:
+        header = columns_of(text, delimiter)
+        if "chosen" in header and "rejected" in header:
+            return Form.PAIRS_CSV
+        if "prompt" in header:
+            return Form.PROMPTS_CSV
+    if suffix in {"csv", "tsv"}:
+        raise UnreadableFile(f"its header has no column `prompt`: {shown(text)}")
+    if suffix in {"json", "jsonl", "ndjson"}:
+        raise UnreadableFile(f"its first line is no JSON object: {shown(text)}")
+    return Form.PROMPTS_TXT
+
+
+def columns_of(header: str, delimiter: str) -> list[str]:
+    """The names in the header of a CSV file, in small letters."""
+    try:
+        cells = next(csv.reader([header], delimiter=delimiter), [])
+    except csv.Error:
+        return []
+    return [cell.strip().lower() for cell in cells]

@@ -1,0 +1,283 @@
+"""Write the items of one file: prompts, completions by an external policy, and judgements as labels.
+
+A judgement from a file is stored exactly like one of ours: a closed round, a task with its completions, an
+assignment that is done, and a label by an account nobody can sign in to. So it freezes and trains the same.
+
+What came in before is known again: a prompt by its digest, a completion by prompt and text, a judgement by
+a label key that follows from what it says.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid5
+
+from django.contrib.auth.models import User
+from django.db.models import Max, OuterRef, Subquery
+from django.utils import timezone
+
+from labeling.imports.items import Comparison, Ranking, UnreadableFile
+from labeling.imports.report import ImportReport, Progress, Tally
+from labeling.imports.spool import ReadyItem, Spool
+from labeling.models import (
+    Assignment,
+    Completion,
+    Label,
+    Policy,
+    Project,
+    Prompt,
+    Protocol,
+    RaterProgress,
+    Round,
+    Task,
+    TaskItem,
+)
+from labeling.prompts import NewCompletion, add_completions, add_prompts
+
+_KEYS = UUID("6f0c6b0e-3f0b-5d55-9a53-8c1f6f6f1c58")  # namespace of the keys of imported labels
+
+_PROTOCOLS: dict[str, tuple[str, dict[str, Any]]] = {
+    Protocol.Kind.COMPARISON: ("Which answer is better?", {"strengths": 4, "tie": True, "both_bad": True}),
+    Protocol.Kind.RANKING: ("Rank the answers, the best one first.", {"ties": True, "partial": True}),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Judged:
+    """An item whose prompt and completions are stored."""
+
+    prompt: Prompt
+    completions: list[int]
+    judgement: Comparison | Ranking
+    key: UUID
+
+
+class Store:
+    """Writes batches inside the caller's transaction, and counts into the report."""
+
+    def __init__(self, *, project: Project, report: ImportReport) -> None:
+        # One import into a project at a time: the lock also gives out round numbers.
+        self._project = Project.objects.select_for_update(no_key=True).get(pk=project.pk)
+        self._report = report
+        self._prompts: set[int] = set()
+        self._completions: set[int] = set()
+        self._keys: set[UUID] = set()
+        self._policy: Policy | None = None
+        self._round: Round | None = None
+        self._rater: User | None = None
+
+    def store(self, spool: Spool, tell: Callable[[Progress], None]) -> None:
+        done = 0
+        for batch in spool.batches():
+            tell(Progress(phase="storing", done=done, total=len(spool)))
+            prompts = self._store_prompts(batch)
+            completions = self._store_completions(batch, prompts)
+            self._store_judgements(batch, prompts, completions)
+            done += len(batch)
+        self._finish()
+
+    def _store_prompts(self, batch: Sequence[ReadyItem]) -> list[Prompt]:
+        digests = {item.digest for item in batch}
+        known = set(
+            Prompt.objects.filter(project=self._project, digest__in=digests).values_list("pk", flat=True)
+        )
+        prompts = add_prompts(
+            project=self._project,
+            conversations=[item.prompt for item in batch],
+            html={item.digest: item.html for item in batch},
+        )
+        for item, prompt in zip(batch, prompts, strict=True):
+            if prompt.pk in self._prompts:
+                self._report.repeated += not item.replies
+                continue
+            self._prompts.add(prompt.pk)
+            _count(self._report.prompts, known=prompt.pk in known)
+        return prompts
+
+    def _store_completions(self, batch: Sequence[ReadyItem], prompts: Sequence[Prompt]) -> list[list[int]]:
+        """The ids of each item's completions; a text that stands in the project by an import is that one."""
+        wanted = {
+            (prompt.pk, reply.text): reply
+            for item, prompt in zip(batch, prompts, strict=True)
+            for reply in item.replies
+        }
+        if not wanted:
+            return [[] for _ in batch]
+        imported = Completion.objects.filter(
+            prompt__in={pk for pk, _ in wanted}, policy__state=Policy.State.EXTERNAL
+        )
+        # The oldest of equal texts: rows come newest first, and the last one stays.
+        ids = {
+            (prompt_id, text): pk
+            for pk, prompt_id, text in imported.order_by("-pk").values_list("pk", "prompt_id", "text")
+        }
+        missing = [key for key in wanted if key not in ids]
+        for key in wanted.keys() & ids.keys():
+            if ids[key] not in self._completions:
+                self._completions.add(ids[key])
+                self._report.completions.known += 1
+        if missing:
+            stored = add_completions(
+                NewCompletion(
+                    prompt_id=prompt_id,
+                    policy_id=self._external_policy().pk,
+                    text=text,
+                    html=wanted[prompt_id, text].html,
+                    sampling={"source": wanted[prompt_id, text].source},
+                )
+                for prompt_id, text in missing
+            )
+            ids.update(((c.prompt_id, c.text), c.pk) for c in stored)
+            self._completions.update(c.pk for c in stored)
+            self._report.completions.created += len(stored)
+        return [
+            [ids[prompt.pk, reply.text] for reply in item.replies]
+            for item, prompt in zip(batch, prompts, strict=True)
+        ]
+
+    def _store_judgements(
+        self, batch: Sequence[ReadyItem], prompts: Sequence[Prompt], completions: Sequence[list[int]]
+    ) -> None:
+        judged = [
+            _Judged(
+                prompt=prompt,
+                completions=ids,
+                judgement=item.judgement,
+                key=self._key(prompt, ids, item.judgement),
+            )
+            for item, prompt, ids in zip(batch, prompts, completions, strict=True)
+            if item.judgement is not None
+        ]
+        known = set(Label.objects.filter(key__in=[j.key for j in judged]).values_list("key", flat=True))
+        new = []
+        for one in judged:
+            if one.key in self._keys:
+                self._report.repeated += 1
+                continue
+            self._keys.add(one.key)
+            comparison = isinstance(one.judgement, Comparison)
+            tally = self._report.comparisons if comparison else self._report.rankings
+            _count(tally, known=one.key in known)
+            if one.key not in known:
+                new.append(one)
+        if new:
+            self._write(new)
+
+    def _key(self, prompt: Prompt, completions: list[int], judgement: Comparison | Ranking) -> UUID:
+        says = [self._project.pk, prompt.pk, sorted(completions), _value(judgement, completions)]
+        return uuid5(_KEYS, json.dumps(says, sort_keys=True))
+
+    def _write(self, new: list[_Judged]) -> None:
+        round, rater = self._closed_round(new[0].judgement), self._imported_rater()
+        tasks = Task.objects.bulk_create(
+            Task(round=round, prompt=one.prompt, purpose=_purpose(one.prompt)) for one in new
+        )
+        TaskItem.objects.bulk_create(
+            TaskItem(task=task, completion_id=pk)
+            for task, one in zip(tasks, new, strict=True)
+            for pk in one.completions
+        )
+        # Open first, done in `_finish`: an assignment that is done needs its label, and the label needs it.
+        assignments = Assignment.objects.bulk_create(
+            Assignment(round=round, task=task, slot=0, position=position, shown=one.completions)
+            for position, (task, one) in enumerate(zip(tasks, new, strict=True), start=round.wanted)
+        )
+        Label.objects.bulk_create(
+            Label(
+                assignment=assignment,
+                rater=rater,
+                protocol=round.protocol,
+                value=_value(one.judgement, one.completions),
+                shown=one.completions,
+                key=one.key,
+            )
+            for assignment, one in zip(assignments, new, strict=True)
+        )
+        round.wanted += len(new)
+
+    def _finish(self) -> None:
+        if self._round is None:
+            return
+        round, rater = self._round, self._imported_rater()
+        label = Label.objects.filter(assignment=OuterRef("pk")).values("pk")[:1]
+        Assignment.objects.filter(round=round).update(
+            state=Assignment.State.DONE, rater=rater, label_id=Subquery(label), leased_at=round.opened_at
+        )
+        round.next_position = round.wanted
+        round.save(update_fields=["wanted", "next_position"])
+        RaterProgress.objects.create(round=round, rater=rater, cursor=round.wanted - 1, labels=round.wanted)
+        self._report.round = round.pk
+
+    def _closed_round(self, judgement: Comparison | Ranking) -> Round:
+        if self._round is None:
+            last = self._project.rounds.aggregate(last=Max("number"))["last"] or 0
+            now = timezone.now()
+            self._round = Round.objects.create(
+                project=self._project,
+                number=last + 1,
+                protocol=self._protocol(judgement),
+                state=Round.State.CLOSED,
+                plan={"source": "import", "file": self._report.name, "form": self._report.form},
+                opened_at=now,
+                closed_at=now,
+            )
+        return self._round
+
+    def _protocol(self, judgement: Comparison | Ranking) -> Protocol:
+        """The newest version that allows what files say: an import changes nothing of what raters are asked."""
+        kind = Protocol.Kind.COMPARISON if isinstance(judgement, Comparison) else Protocol.Kind.RANKING
+        question, options = _PROTOCOLS[kind]
+        versions = list(self._project.protocols.order_by("-version"))
+        for protocol in versions:
+            wanted = {name: value for name, value in options.items() if name != "both_bad"}
+            if protocol.kind == kind and wanted.items() <= protocol.options.items():
+                return protocol
+        version = versions[0].version + 1 if versions else 1
+        return Protocol.objects.create(
+            project=self._project, version=version, kind=kind, question=question, options=options
+        )
+
+    def _external_policy(self) -> Policy:
+        if self._policy is None:
+            self._policy, _ = Policy.objects.get_or_create(
+                project=self._project,
+                name=f"imported: {self._report.name}"[:120],
+                defaults={"state": Policy.State.EXTERNAL},
+            )
+        return self._policy
+
+    def _imported_rater(self) -> User:
+        if self._rater is None:
+            name = f"imported-{self._project.slug}"[:150]
+            rater, created = User.objects.get_or_create(username=name, defaults={"is_active": False})
+            if created:
+                rater.set_unusable_password()
+                rater.save(update_fields=["password"])
+            elif rater.is_active:
+                raise UnreadableFile(
+                    f"the account {name!r} belongs to a person; imported labels need that name"
+                )
+            self._rater = rater
+        return self._rater
+
+
+def _count(tally: Tally, *, known: bool) -> None:
+    if known:
+        tally.known += 1
+    else:
+        tally.created += 1
+
+
+def _purpose(prompt: Prompt) -> str:
+    return Task.Purpose.TEST if prompt.split == Prompt.Split.TEST else Task.Purpose.TRAIN
+
+
+def _value(judgement: Comparison | Ranking, completions: Sequence[int]) -> dict[str, Any]:
+    """The value of the label, as labeling.models.Label has it."""
+    if isinstance(judgement, Ranking):
+        ranks = [(r, pk) for pk, r in zip(completions, judgement.ranks, strict=True) if r is not None]
+        return {"ranks": {str(pk): rank for rank, pk in sorted(ranks)}}
+    if judgement.strength == 0:
+        return {"outcome": "tie"}
+    return {"outcome": "preferred", "preferred": completions[0], "strength": judgement.strength}
