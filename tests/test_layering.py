@@ -17,7 +17,7 @@ FROM_THE_GPU_SIDE = {
     "training.rlhf.starter.hidden_preference",
 }
 STANDARD_LIBRARY_ONLY = ["config", "run_dir", "starter/world", "starter/hidden_preference"]
-INTERFACES = {"views", "forms", "consumers", "admin", "management", "api", "urls", "routing"}
+INTERFACES = {"views", "forms", "consumers", "admin", "management", "api", "api_urls", "urls", "routing"}
 
 
 def imported_by(path: Path) -> Iterator[str]:

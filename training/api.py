@@ -1,0 +1,99 @@
+"""What a program may do with runs: start one, follow it, cancel and resume it."""
+
+from typing import Any
+
+from django.shortcuts import get_object_or_404
+from rest_framework import serializers
+from rest_framework.decorators import api_view
+from rest_framework.exceptions import ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from labeling.models import Policy, PreferenceDataset, Project
+from training import runs
+from training.models import Artifact, Run
+
+METRICS_A_PAGE = 1000
+
+
+class RunSerializer(serializers.ModelSerializer[Run]):
+    class Meta:
+        model = Run
+        fields = [
+            "id", "method", "state", "message", "step", "total_steps", "attempt", "config", "preflight",
+            "evaluation", "dataset", "policy", "created_at", "started_at", "ended_at",
+        ]  # fmt: skip
+
+
+class RunInputSerializer(serializers.Serializer[Any]):
+    method = serializers.ChoiceField(choices=[Run.Method.REWARD_MODEL, Run.Method.DPO])
+    dataset = serializers.IntegerField()
+    policy = serializers.IntegerField()
+    reward_model_run = serializers.IntegerField(required=False, allow_null=True)
+    config = serializers.DictField(required=False)
+    start_when_ready = serializers.BooleanField(default=True)
+    then_next_round = serializers.BooleanField(default=False)
+
+
+@api_view(["GET", "POST"])
+def run_list(request: Request, slug: str) -> Response:
+    """The project's runs, newest first; POST makes one (see RunInputSerializer)."""
+    project = get_object_or_404(Project.objects.managed_by(request.user), slug=slug)
+    if request.method == "GET":
+        return Response(RunSerializer(project.runs.all()[:100], many=True).data)
+    given = RunInputSerializer(data=request.data)
+    given.is_valid(raise_exception=True)
+    values = given.validated_data
+    reward_run = values.pop("reward_model_run", None)
+    try:
+        run = runs.create_run(
+            project=project,
+            dataset=get_object_or_404(PreferenceDataset, project=project, pk=values.pop("dataset")),
+            policy=get_object_or_404(Policy, project=project, pk=values.pop("policy")),
+            reward_model=get_object_or_404(Artifact, run__project=project, run=reward_run)
+            if reward_run is not None
+            else None,
+            created_by=request.user,
+            **values,
+        )
+    except runs.RunRefused as error:
+        raise ValidationError(str(error)) from error
+    return Response(RunSerializer(run).data, status=201)
+
+
+@api_view(["GET"])
+def run_detail(request: Request, run_id: int) -> Response:
+    return Response(RunSerializer(_run(request, run_id)).data)
+
+
+@api_view(["GET"])
+def run_metrics(request: Request, run_id: int) -> Response:
+    """Lines of progress after `?after=SEQ`, in order, at most a thousand."""
+    run = _run(request, run_id)
+    after = request.query_params.get("after", "0")
+    if not (after.isascii() and after.isdigit() and len(after) < 10):
+        raise ValidationError({"after": "a whole number"})
+    found = run.metrics.filter(seq__gt=int(after))[:METRICS_A_PAGE]
+    return Response([{"seq": m.seq, "step": m.step, "values": m.values} for m in found])
+
+
+@api_view(["POST"])
+def run_cancel(request: Request, run_id: int) -> Response:
+    return _changed(runs.cancel, request, run_id)
+
+
+@api_view(["POST"])
+def run_resume(request: Request, run_id: int) -> Response:
+    return _changed(runs.resume, request, run_id)
+
+
+def _run(request: Request, run_id: int) -> Run:
+    return get_object_or_404(Run.objects.managed_by(request.user), pk=run_id)
+
+
+def _changed(change: Any, request: Request, run_id: int) -> Response:
+    try:
+        run = change(run=_run(request, run_id), by=request.user)
+    except runs.RunRefused as error:
+        raise ValidationError(str(error)) from error
+    return Response(RunSerializer(run).data)

@@ -1,0 +1,14 @@
+"""Addresses of the API of training, below api/v1/."""
+
+from django.urls import path
+from django.urls.resolvers import URLPattern
+
+from training import api
+
+urlpatterns: list[URLPattern] = [
+    path("projects/<slug:slug>/runs/", api.run_list, name="api_runs"),
+    path("runs/<int:run_id>/", api.run_detail, name="api_run"),
+    path("runs/<int:run_id>/metrics/", api.run_metrics, name="api_run_metrics"),
+    path("runs/<int:run_id>/cancel/", api.run_cancel, name="api_run_cancel"),
+    path("runs/<int:run_id>/resume/", api.run_resume, name="api_run_resume"),
+]
