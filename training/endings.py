@@ -8,7 +8,7 @@ from typing import Any
 
 from training.models import Run
 from training.results import ResultsRefused, read_json
-from training.rlhf.run_dir import EXIT_CANCELLED, EXIT_COMPLETE, EXIT_REFUSED, RunDir
+from training.rlhf.run_dir import EXIT_CANCELLED, EXIT_COMPLETE, EXIT_REFUSED, RunDir, RunError
 
 State = Run.State
 MAX_FRUITLESS = 3  # attempts in a row that died without a new checkpoint
@@ -76,17 +76,25 @@ def of_check(code: int, *, run: Run, run_dir: RunDir, stopping: Stop | None) -> 
 
 
 def refusal(report: dict[str, Any]) -> str:
-    problems = report.get("problems") or []
-    return " ".join(str(problem) for problem in problems) or "The check found that this run cannot work."
+    """What a preflight found, in one paragraph."""
+    errors = [in_words(error) for error in report.get("errors") or []]
+    return " ".join(errors) or "The check found that this run cannot work."
 
 
 def error_of(run_dir: RunDir) -> str:
     """What error.json says, in one paragraph; empty without one."""
     try:
-        error = json.loads(run_dir.error.read_text(encoding="utf-8"))
-        return f"{error['what']} ({error['where']}) {error['do']}".replace("\0", "")
+        return in_words(json.loads(run_dir.error.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
         return ""
+
+
+def in_words(error: RunError) -> str:
+    """
+    >>> in_words({"what": "The disk is full.", "where": "/runs/7", "do": "Free space and resume."})
+    'The disk is full. (/runs/7) Free space and resume.'
+    """
+    return f"{error['what']} ({error['where']}) {error['do']}".replace("\0", "")
 
 
 def goes_on_from(run_dir: RunDir) -> str:

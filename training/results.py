@@ -112,7 +112,7 @@ def _fill_round(round: Round, answered: list[AnsweredTask]) -> str:
 
 
 def _differs(task: AnsweredTask, kind: str) -> bool:
-    """Whether people can prefer anything. At the gate two equal texts are a tie, and that is worth knowing."""
+    """Whether people can prefer anything. At the gate, two equal texts are a tie that counts."""
     if kind == Protocol.Kind.RATING or task.purpose == Task.Purpose.GATE:
         return True
     return len({completion.text for completion in task.completions}) > 1

@@ -220,7 +220,7 @@ def _move(run: Run, allowed: set[State], by: User | None, *, lost: bool = False,
         rows = Run.objects.filter(pk=run.pk, state__in=allowed)
         if lost:
             rows = rows.filter(leased_until__lt=Now())
-        before = run.state
+        before = rows.select_for_update().values_list("state", flat=True).first()
         moved = rows.update(**values) == 1
         if moved:
             changes = {

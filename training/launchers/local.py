@@ -150,7 +150,7 @@ def works_in(pid: int, folder: Path) -> bool:
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return False
-    return str(folder) in arguments and settings.TRAINER_COMMAND[-1] in arguments
+    return all(part in arguments for part in [*settings.TRAINER_COMMAND[1:], str(folder)])
 
 
 def end_process(pid: int) -> None:
