@@ -1,7 +1,7 @@
 """How good is what was trained: figures from held-out prompts and comparisons, with number and interval.
 
-The upper half is PURE arithmetic. `evaluate_reward_model` and `evaluate_policy` load model/ at the end of a run
-as anybody would and write evaluation.json; the latter also leaves what both policies wrote, for people to
+The upper half is PURE arithmetic. `evaluate_reward_model` and `evaluate_policy` load model/ at the end of a
+run as anybody would and write evaluation.json; the latter also leaves what both policies wrote, for people to
 read. Lengths are in tokens, log-probabilities and KL in nats; KL is for a whole completion.
 """
 

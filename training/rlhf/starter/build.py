@@ -1,4 +1,4 @@
-"""Make the starter policy again: `python -m training.rlhf.starter.build OUT [--seed 0] [--steps 400]`.
+"""Make the starter policy again: `python -m training.rlhf.starter.build OUT [--seed 0] [--steps 260]`.
 
 A byte-level BPE tokenizer and a Llama of about one million parameters, trained from scratch on stories of
 mixed quality from world.py: the policy has learnt to write, not what people like. What the repository ships
@@ -153,7 +153,7 @@ def train(
             sys.stdout.flush()
 
 
-def build(out: Path, *, seed: int = 0, steps: int = 400, rows: int = 64) -> None:
+def build(out: Path, *, seed: int = 0, steps: int = 260, rows: int = 48) -> None:
     """Train and save the starter policy into `out`."""
     tokenizer = train_tokenizer(seed=seed)
     model = new_model(tokenizer, seed=seed)
@@ -171,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the starter policy from scratch.")
     parser.add_argument("out", type=Path, help="folder for the model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=260)
     given = parser.parse_args()
     build(given.out, seed=given.seed, steps=given.steps)
 
