@@ -52,7 +52,10 @@ def judge(address: str, round: Round, raters: list[SimulatedRater], *, limit: in
     page = reverse("judge", args=[round.pk])
     with ThreadPoolExecutor(max_workers=len(raters)) as pool:
         working = [pool.submit(_judge_all, address, page, rater, limit) for rater in raters]
-        return sum(done.result() for done in working)
+        try:
+            return sum(done.result() for done in working)
+        except httpx2.HTTPError as error:
+            raise JudgingFailed(f"{address}: {error}") from error
 
 
 def _judge_all(address: str, page: str, rater: SimulatedRater, limit: int | None) -> int:

@@ -117,7 +117,7 @@ class Command(BaseCommand):
         sys.exit(status)
 
     def _headless(self, options: dict[str, Any]) -> None:
-        from rlhf_site.demo import cast, headless
+        from rlhf_site.demo import cast, headless, simulated_raters
         from rlhf_site.demo.processes import ProcessDied, Processes
 
         started = time.monotonic()
@@ -138,7 +138,7 @@ class Command(BaseCommand):
                 say=self._say,
                 started=started,
             )
-        except (headless.StepFailed, ProcessDied) as error:
+        except (headless.StepFailed, simulated_raters.JudgingFailed, ProcessDied) as error:
             raise CommandError(str(error)) from error
         except KeyboardInterrupt:
             raise CommandError("interrupted") from None
