@@ -216,9 +216,9 @@ def interval_chart(*, key: str, title: str, x_label: str, y_label: str, points: 
 
 
 def scatter_chart(*, key: str, title: str, x_label: str, y_label: str, spots: Sequence[Spot]) -> Chart:
-    """Named points, joined in their order, so that a trade-off can be read off."""
-    x_ticks = nice_ticks(min(0.0, *(s.x for s in spots)), max(s.x for s in spots)) if spots else [0.0, 1.0]
-    y_ticks = nice_ticks(min(s.y for s in spots), max(s.y for s in spots)) if spots else [0.0, 1.0]
+    """Named points in a plane that begins at the origin: what was gained for how much."""
+    x_ticks = nice_ticks(min(0.0, *(s.x for s in spots)), max(0.0, *(s.x for s in spots)))
+    y_ticks = nice_ticks(min(0.0, *(s.y for s in spots)), max(0.0, *(s.y for s in spots)))
     places = [(_x(s.x, x_ticks[0], x_ticks[-1]), _y(s.y, y_ticks[0], y_ticks[-1])) for s in spots]
     return Chart(
         key=key,
@@ -229,7 +229,6 @@ def scatter_chart(*, key: str, title: str, x_label: str, y_label: str, spots: Se
         y_label=y_label,
         x_ticks=[Tick(_x(v, x_ticks[0], x_ticks[-1]), number(v)) for v in x_ticks],
         y_ticks=[Tick(_y(v, y_ticks[0], y_ticks[-1]), number(v)) for v in y_ticks],
-        lines=[Line(*a, *b, "trend") for a, b in pairwise(places)],
         dots=[Dot(*place, "good" if s.good else "plain") for place, s in zip(places, spots, strict=True)],
         texts=_beside(places, [s.label for s in spots]),
         columns=["", x_label, y_label],

@@ -65,7 +65,7 @@
     }
 
     draw() {
-      if (!this.dirty) return;
+      if (!this.dirty || this.rows.size < 2) return; // one point is no curve
       this.dirty = false;
       const data = this.data();
       if (!this.plot) this.build(data);
@@ -120,7 +120,7 @@
         cursor: { y: false, drag: { x: false, y: false } },
         scales: { x: { time: false }, ...(this.spec.share ? { y: { range: [0, 1] } } : {}) },
         axes: [
-          { ...axis, space: 60, values: (_, steps) => steps.map((s) => (Number.isInteger(s) ? `${s}` : "")) },
+          { ...axis, space: 60, size: 28, values: (_, steps) => steps.map((s) => (Number.isInteger(s) ? `${s}` : "")) },
           { ...axis, size: 52, values: (_, values) => values.map(short) },
         ],
         series: [

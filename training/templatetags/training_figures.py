@@ -26,14 +26,35 @@ def figure(value: float | None) -> str:
 
 @register.filter
 def about(value: timedelta | None) -> str:
-    """A duration as people say it.
+    """Time left as people say it.
 
     >>> about(timedelta(seconds=42)), about(timedelta(minutes=12)), about(timedelta(hours=3.5))
     ('about 42 s', 'about 12 min', 'about 3.5 h')
     """
     if value is None:
         return ""
-    seconds = value.total_seconds()
+    return f"about {duration(value.total_seconds())}"
+
+
+@register.filter
+def duration(seconds: float) -> str:
+    """
+    >>> duration(42.3), duration(600), duration(9000)
+    ('42 s', '10 min', '2.5 h')
+    """
     if seconds < 90:
-        return f"about {max(seconds, 1):.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@register.filter
+def counted(value: float) -> str:
+    """A large count in short.
+
+    >>> counted(860_000), counted(1_540_000_000), counted(12)
+    ('860 k', '1.54 B', '12')
+    """
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"

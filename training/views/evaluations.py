@@ -3,7 +3,7 @@
 Both are written by the child process, maybe by an older version: what is missing is not shown.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from django.core.cache import cache
@@ -20,7 +20,7 @@ STRENGTHS = {1: "slightly", 2: "better", 3: "clearly", 4: "far better"}
 def number_in(data: Any, *path: str) -> float | None:
     """The number at the end of a path of keys; None where there is none.
 
-    >>> number_in({"length": {"new": 12}}, "length", "new"), number_in({}, "kl"), number_in({"a": True}, "a")
+    >>> number_in({"4": {"pairs": 12}}, "4", "pairs"), number_in({}, "kl"), number_in({"ok": True}, "ok")
     (12, None, None)
     """
     for key in path:
@@ -32,34 +32,36 @@ def number_in(data: Any, *path: str) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyFigures:
-    """How the new policy differs from the old one on the held-out prompts."""
+    """How the new policy differs from the old one on the held-out prompts; None is what was not measured."""
 
     prompts: float | None
     win_rate: float | None  # by the reward model
+    win_rate_low: float | None
+    win_rate_high: float | None
     reward_new: float | None
     reward_old: float | None
     kl: float | None  # nats for a completion
     length_new: float | None  # tokens
     length_old: float | None
-    eos_new: float | None  # share of completions that end by themselves
-    eos_old: float | None
+    eos_rate_new: float | None  # share of completions that end by themselves
+    eos_rate_old: float | None
+    length_reward_correlation: float | None
+
+    @property
+    def reward_gained(self) -> float | None:
+        if self.reward_new is None or self.reward_old is None:
+            return None
+        return self.reward_new - self.reward_old
 
 
 def policy_figures(evaluation: dict[str, Any]) -> PolicyFigures | None:
     """Figures of a DPO run; None before its evaluation."""
-    if number_in(evaluation, "kl") is None and number_in(evaluation, "win_rate") is None:
+    if number_in(evaluation, "kl") is None:
         return None
-    return PolicyFigures(
-        prompts=number_in(evaluation, "prompts"),
-        win_rate=number_in(evaluation, "win_rate"),
-        reward_new=number_in(evaluation, "reward", "new"),
-        reward_old=number_in(evaluation, "reward", "old"),
-        kl=number_in(evaluation, "kl"),
-        length_new=number_in(evaluation, "length", "new"),
-        length_old=number_in(evaluation, "length", "old"),
-        eos_new=number_in(evaluation, "eos_rate", "new"),
-        eos_old=number_in(evaluation, "eos_rate", "old"),
-    )
+    names = {field.name: field.name for field in fields(PolicyFigures)} | {
+        "win_rate": "win_rate_reward_model"
+    }
+    return PolicyFigures(**{name: number_in(evaluation, key) for name, key in names.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,9 @@ class RewardEvaluation:
     accuracy: float | None
     agreement: float | None  # how often two raters take the same side: what a model can be expected to reach
     pairs: float | None
+    low: float | None
+    high: float | None
+    length_baseline: float | None  # "the longer one is better": what a model must beat
     by_strength: Chart | None
     calibration: Chart | None
 
@@ -82,6 +87,9 @@ def reward_evaluation(run: Run) -> RewardEvaluation | None:
         accuracy=accuracy,
         agreement=raters.overall.rate,
         pairs=number_in(found, "pairs"),
+        low=number_in(found, "low"),
+        high=number_in(found, "high"),
+        length_baseline=number_in(found, "length_baseline_accuracy"),
         by_strength=_by_strength(found.get("by_strength"), raters),
         calibration=_calibration(found.get("calibration")),
     )
@@ -121,8 +129,78 @@ def _calibration(found: Any) -> Chart | None:
         for row in found
         if (predicted := number_in(row, "predicted")) is not None
         and (observed := number_in(row, "observed")) is not None
-        and (n := number_in(row, "n"))
+        and (n := number_in(row, "count"))
     ]
     if not bins:
         return None
     return calibration_chart(key="calibration", title="Is it as sure as it is right?", bins=bins)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRows:
+    """Rows of one table and split that will be used, and those that are too long."""
+
+    table: str
+    split: str
+    kept: int
+    dropped: int
+    longest: int
+    ties: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreflightReport:
+    """training.rlhf.run_dir.Preflight, ready to be shown."""
+
+    ok: bool
+    errors: list[dict[str, str]]  # what, where, do
+    warnings: list[str]
+    rows: list[TableRows]
+    sample: str
+    bos: float | None
+    eos_is_last: bool | None
+    steps: float | None
+    seconds: float | None
+    parameters: float | None
+    trained_parameters: float | None
+    memory_bytes: float | None
+    memory_available_bytes: float | None
+    device: str
+
+
+def preflight_report(found: dict[str, Any]) -> PreflightReport | None:
+    """What the check found; None before it."""
+    if not found:
+        return None
+    template = found.get("template") or {}
+    estimate = found.get("estimate") or {}
+    return PreflightReport(
+        ok=bool(found.get("ok")),
+        errors=found.get("errors") or [],
+        warnings=found.get("warnings") or [],
+        rows=[
+            TableRows(
+                table=table,
+                split=split,
+                **{name: int(figures.get(name) or 0) for name in ("kept", "dropped", "longest", "ties")},
+            )
+            for table, splits in (found.get("rows") or {}).items()
+            for split, figures in splits.items()
+            if figures.get("kept") or figures.get("dropped")
+        ],
+        sample=str(template.get("sample") or ""),
+        bos=number_in(template, "bos"),
+        eos_is_last=template.get("eos_is_last"),
+        device=str(estimate.get("device") or ""),
+        **{
+            name: number_in(estimate, name)
+            for name in (
+                "steps",
+                "seconds",
+                "parameters",
+                "trained_parameters",
+                "memory_bytes",
+                "memory_available_bytes",
+            )
+        },
+    )

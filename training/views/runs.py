@@ -111,6 +111,7 @@ def _state_context(run: Run) -> dict[str, Any]:
         "run": run,
         "preflight": evaluations.preflight_report(run.preflight),
         "time_left": _time_left(run),
+        "took": run.ended_at - run.started_at if run.started_at and run.ended_at else None,
         "reward_evaluation": evaluations.reward_evaluation(run) if evaluation else None,
         "policy_figures": evaluations.policy_figures(evaluation),
         "artifact": _artifact_of(run),

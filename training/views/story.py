@@ -205,7 +205,7 @@ def _judge(story: Story) -> Action | None:
         return None
     this = turn.round
     if this.state == Round.State.WAITING:
-        return Action(f"See {this}", "It waits for completions.".format(), this.get_absolute_url())
+        return Action(f"See {this}", "It waits for completions.", this.get_absolute_url())
     if turn.is_judged:
         return Action(
             f"Close round {this.number}",
@@ -273,7 +273,7 @@ def win_rate_chart(story: Story) -> Chart | None:
         y_label="human win rate",
         points=[
             Interval(
-                label=f"{d.policy}",
+                label=str(d.policy),
                 value=d.win_rate or 0.0,
                 low=d.low if d.low is not None else 0.0,
                 high=d.high if d.high is not None else 1.0,
@@ -286,18 +286,21 @@ def win_rate_chart(story: Story) -> Chart | None:
 
 
 def reward_chart(story: Story) -> Chart | None:
-    """Reward against KL for each policy that a run evaluated; None before the first."""
+    """Reward against KL for each policy that a run evaluated; None before the first.
+
+    Reward models have no common scale, so each policy stands by what it gained over its parent.
+    """
     spots = []
     for policy in story.policies:
         artifact = artifact_of(policy)
         figures = policy_figures(artifact.run.evaluation) if artifact else None
-        if figures is None or figures.kl is None or figures.reward_new is None:
+        if figures is None or figures.kl is None or figures.reward_gained is None:
             continue
         spots.append(
             Spot(
                 label=policy.name,
                 x=figures.kl,
-                y=figures.reward_new,
+                y=figures.reward_gained,
                 good=policy.state == Policy.State.PROMOTED,
             )
         )
@@ -305,8 +308,8 @@ def reward_chart(story: Story) -> Chart | None:
         return None
     return scatter_chart(
         key="reward-kl",
-        title="What it cost: reward against distance from the parent",
+        title="What it cost: reward gained against KL",
         x_label="KL from the parent, nats",
-        y_label="reward",
+        y_label="reward gained over the parent",
         spots=spots,
     )
