@@ -97,19 +97,23 @@ class TrainingWorker:
                 log.exception("rounds without sampling or gate could not be looked after")
 
     def train(self) -> bool:
-        """One unit of the device lane."""
+        """One unit of the device lane; False when it has nothing to do."""
         if self.device_lane is None and not self.is_stopping:
             run = leases.claim_run(worker=self.claims_as, device=self.launcher.device)
             self.device_lane = self._take(run)
+        if self.device_lane is None:
+            return False
         self.device_lane = self._advance(self.device_lane)
-        return self.device_lane is not None
+        return True
 
     def check(self) -> bool:
-        """One unit of the check lane."""
+        """One unit of the check lane; False when it has nothing to do."""
         if self.check_lane is None and not self.is_stopping:
             self.check_lane = self._take(leases.claim_check(worker=self.claims_as))
+        if self.check_lane is None:
+            return False
         self.check_lane = self._advance(self.check_lane)
-        return self.check_lane is not None
+        return True
 
     def _take(self, run: Run | None) -> Supervision | None:
         if run is None:
@@ -117,10 +121,8 @@ class TrainingWorker:
         self.say(f"{run}: {run.get_state_display().lower()}, attempt {run.attempt}")
         return Supervision(run, self.launcher)
 
-    def _advance(self, lane: Supervision | None) -> Supervision | None:
+    def _advance(self, lane: Supervision) -> Supervision | None:
         """Let a supervised run go one step; None when it is out of our hands."""
-        if lane is None:
-            return None
         if self.is_stopping:
             lane.stop(Stop.RELEASE)
             if self._stops_asked > 1 or lane.is_check:  # a check is quickly done again
