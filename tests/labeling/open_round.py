@@ -28,16 +28,18 @@ def make_prompts(project: Project, number: int, *, split: str = "train") -> list
 
 
 def make_completions(
-    prompts: list[Prompt], *, each: int = 2, policy_name: str = "starter"
+    prompts: list[Prompt], *, each: int = 2, policy_name: str = "starter", text: str = ""
 ) -> list[Completion]:
+    """Some by one policy for each prompt, in order; all different, whatever `text` they share."""
     project = prompts[0].project
     policy = project.policies.filter(name=policy_name).first() or factories.make_policy(project, policy_name)
-    return Completion.objects.bulk_create(
-        Completion(
-            prompt=prompt, policy=policy, text=(text := f"{policy_name} {n} of {prompt.pk}"), html=text
-        )
+    written = [
+        (prompt, f"{text} {policy_name} {n} of {prompt.pk}".strip())
         for prompt in prompts
         for n in range(each)
+    ]
+    return Completion.objects.bulk_create(
+        Completion(prompt=prompt, policy=policy, text=text, html=f"<p>{text}</p>") for prompt, text in written
     )
 
 
@@ -48,6 +50,7 @@ def make_waiting_round(
     overlap: int = 1,
     kind: str = Protocol.Kind.COMPARISON,
     completions: int | None = None,
+    text: str = "",
 ) -> Round:
     """A filled round that was not opened yet."""
     each = completions or {"rating": 1, "comparison": 2, "ranking": 4}[kind]
@@ -61,7 +64,7 @@ def make_waiting_round(
         plan=plan.to_json(),
     )
     prompts = make_prompts(project, tasks)
-    written = make_completions(prompts, each=each)
+    written = make_completions(prompts, each=each, text=text)
     fill(
         round=round,
         tasks=[
