@@ -144,14 +144,14 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     >>> nice_ticks(3, 3)
     [2.0, 3.0, 4.0]
     """
-    if high <= low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
         low, high = low - 1, low + 1
         wanted = 2
     rough = (high - low) / wanted
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * times for times in (1, 2, 5, 10) if power * times >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]  # 0.6, not 0.6000000000000001
 
 
 def _x(value: float, low: float, high: float) -> float:
@@ -217,8 +217,8 @@ def interval_chart(*, key: str, title: str, x_label: str, y_label: str, points: 
 
 def scatter_chart(*, key: str, title: str, x_label: str, y_label: str, spots: Sequence[Spot]) -> Chart:
     """Named points in a plane that begins at the origin: what was gained for how much."""
-    x_ticks = nice_ticks(min(0.0, *(s.x for s in spots)), max(0.0, *(s.x for s in spots)))
-    y_ticks = nice_ticks(min(0.0, *(s.y for s in spots)), max(0.0, *(s.y for s in spots)))
+    x_ticks = nice_ticks(min([0.0, *(s.x for s in spots)]), max([0.0, *(s.x for s in spots)]))
+    y_ticks = nice_ticks(min([0.0, *(s.y for s in spots)]), max([0.0, *(s.y for s in spots)]))
     places = [(_x(s.x, x_ticks[0], x_ticks[-1]), _y(s.y, y_ticks[0], y_ticks[-1])) for s in spots]
     return Chart(
         key=key,

@@ -14,7 +14,7 @@ from labeling.models import PreferenceDataset
 from training.charts import Bin, Chart, calibration_chart, grouped_bars
 from training.models import Run
 
-STRENGTHS = {1: "slightly", 2: "better", 3: "clearly", 4: "far better"}
+STRENGTHS = {1: "slightly", 2: "somewhat", 3: "clearly", 4: "far"}  # better; as raters read them
 
 
 def number_in(data: Any, *path: str) -> float | None:
@@ -111,7 +111,7 @@ def _by_strength(found: Any, raters: PairAgreement) -> Chart | None:
     return grouped_bars(
         key="by-strength",
         title="How often it is right, by strength of the preference",
-        x_label="strength",
+        x_label="how much better",
         y_label="same side",
         groups=[STRENGTHS.get(strength, "tie") for strength in strengths],
         series=[
