@@ -203,6 +203,8 @@ DATASETS_DIR = VAR_DIR / "datasets"
 RUNS_DIR = VAR_DIR / "runs"
 # What a worker starts for a run, with the run folder as last argument.
 TRAINER_COMMAND = [sys.executable, "-m", "training.rlhf"]
+# The embedded default policy, which a project may choose in the browser.
+STARTER_POLICY = BASE_DIR / "training" / "rlhf" / "starter" / "policy"
 # Local folders of models may only lie below these; a hub id needs no folder.
 MODEL_DIRS = [
     Path(p).resolve() for p in env_text("RATCHET_MODEL_DIRS", str(VAR_DIR / "models")).split(os.pathsep) if p

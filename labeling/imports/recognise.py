@@ -21,7 +21,7 @@ class Form(StrEnum):
     OPEN_ASSISTANT = "open-assistant"
 
     @property
-    def title(self) -> str:
+    def described(self) -> str:
         return TITLES[self]
 
 

@@ -34,15 +34,18 @@ def import_file(
     form: str | None = None,
     keep_good: bool = False,
     progress: Callable[[Progress], None] | None = None,
-    on_stored: Callable[[ImportReport], None] | None = None,
+    before_storing: Callable[[], object] = lambda: None,
+    on_stored: Callable[[ImportReport], object] = lambda report: None,
 ) -> ImportReport:
     """Read a file into the project; the report says what came of it, `stored` whether anything was written.
 
-    `name` is what the user calls the file. `on_stored` runs inside the transaction that stores. Raises
-    UnreadableFile when there is nothing to read rows from. Memory does not grow with the file's texts.
+    `name` is what the user calls the file. `before_storing` runs right before the transaction that stores,
+    `on_stored` as the last thing in it. Raises UnreadableFile when there is nothing to read rows from.
+    Memory does not grow with the file's texts. Storing takes about 5 s for 10,000 pairs, and on SQLite
+    everybody else's writes wait so long.
     """
     start = time.monotonic()
-    report = ImportReport(name=name or path.name)
+    report = ImportReport(name=clean_name(name or path.name))
     tell = _occasionally(progress)
     with open_as_utf8(path) as stream, Spool() as spool:
         beginning = stream.tell()
@@ -56,14 +59,20 @@ def import_file(
         if report.rows == 0:
             raise UnreadableFile("it has no rows: every line is blank, or a header alone")
         if report.accepted and (keep_good or not report.refused):
+            before_storing()
             with transaction.atomic():
                 Store(project=project, report=report).store(spool, tell)
                 report.stored = True
                 report.seconds = round(time.monotonic() - start, 3)
-                if on_stored is not None:
-                    on_stored(report)
+                on_stored(report)
     report.seconds = round(time.monotonic() - start, 3)
     return report
+
+
+def clean_name(name: str) -> str:
+    """The name of a file as it may stand in a page and in the name of a policy."""
+    printable = "".join(c for c in name if c.isprintable())
+    return " ".join(printable.split())[-100:] or "file"
 
 
 def _form(name: str) -> Form:

@@ -34,6 +34,7 @@ from labeling.models import (
     TaskItem,
 )
 from labeling.prompts import NewCompletion, add_completions, add_prompts
+from labeling.protocols import version_of
 
 _KEYS = UUID("6f0c6b0e-3f0b-5d55-9a53-8c1f6f6f1c58")  # namespace of the keys of imported labels
 
@@ -225,18 +226,14 @@ class Store:
         return self._round
 
     def _protocol(self, judgement: Comparison | Ranking) -> Protocol:
-        """The newest version that allows what files say: an import changes nothing of what raters are asked."""
+        """The newest version that allows what files say: importing does not change what raters are asked."""
         kind = Protocol.Kind.COMPARISON if isinstance(judgement, Comparison) else Protocol.Kind.RANKING
         question, options = _PROTOCOLS[kind]
-        versions = list(self._project.protocols.order_by("-version"))
-        for protocol in versions:
-            wanted = {name: value for name, value in options.items() if name != "both_bad"}
-            if protocol.kind == kind and wanted.items() <= protocol.options.items():
+        needed = {name: value for name, value in options.items() if name != "both_bad"}.items()
+        for protocol in self._project.protocols.filter(kind=kind).order_by("-version"):
+            if needed <= protocol.options.items():
                 return protocol
-        version = versions[0].version + 1 if versions else 1
-        return Protocol.objects.create(
-            project=self._project, version=version, kind=kind, question=question, options=options
-        )
+        return version_of(project=self._project, kind=kind, question=question, options=options)
 
     def _external_policy(self) -> Policy:
         if self._policy is None:

@@ -1,0 +1,99 @@
+"""Where a policy may be loaded from, and the one way to choose a project's policy by hand.
+
+Files are only looked at here; what loads a model, and refuses it again, is the GPU side.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from django.conf import settings
+from django.db import transaction
+
+from labeling.models import Policy, Project
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
+
+
+class PolicyRefused(Exception):
+    """This cannot be a policy; the message says why and what to do."""
+
+
+def check_location(location: str) -> str:
+    """A folder of a model on this machine, or a hub id, in the form that is stored."""
+    location = location.strip()
+    if not location:
+        raise PolicyRefused("Name a folder on the server or a hub id such as org/model.")
+    if location.startswith(("/", ".", "~")):
+        return str(_check_folder(Path(location)))
+    if not HUB_ID.fullmatch(location) or ".." in location:
+        raise PolicyRefused(f"{location!r} is neither an absolute folder nor a hub id such as org/model.")
+    return location
+
+
+def _check_folder(path: Path) -> Path:
+    if "\0" in str(path):
+        raise PolicyRefused("A folder's name has no NUL character.")
+    folder = path.resolve()
+    roots = [
+        *map(Path, settings.MODEL_DIRS),
+        Path(settings.RUNS_DIR).resolve(),
+        Path(settings.STARTER_POLICY),
+    ]
+    if not path.is_absolute() or not any(folder.is_relative_to(root) for root in roots):
+        raise PolicyRefused(
+            f"{path} lies outside the folders for models ({', '.join(map(str, settings.MODEL_DIRS))}). "
+            "Move it there, or add its folder to RATCHET_MODEL_DIRS."
+        )
+    if not folder.is_dir():
+        raise PolicyRefused(f"{path}: there is no such folder.")
+    config = _model_config(folder)
+    if "auto_map" in config:
+        raise PolicyRefused(f"{path} brings code of its own (auto_map in config.json), which is never run.")
+    if any(any(folder.glob(pattern)) for pattern in PICKLED):
+        raise PolicyRefused(f"{path} has pickled weights, which can run code. Keep only safetensors there.")
+    if not any(folder.glob("*.safetensors")):
+        raise PolicyRefused(f"{path} has no weights. Save the model as safetensors.")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise PolicyRefused(f"{path} has no tokenizer. Save the tokenizer into the same folder.")
+    return folder
+
+
+def _model_config(folder: Path) -> dict[str, object]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PolicyRefused(f"{folder} is no model: config.json cannot be read ({error}).") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise PolicyRefused(f"{folder} is no model: config.json names no model_type.")
+    return config
+
+
+@transaction.atomic
+def choose_policy(*, project: Project, location: str) -> Policy:
+    """Make the model at a location the project's current policy, past the gate: a manager's decision.
+
+    A policy of the project that is loaded from there already is that policy again.
+    """
+    location = check_location(location)
+    locked = Project.objects.select_for_update(no_key=True).get(pk=project.pk)
+    policy = Policy.objects.filter(project=locked, location=location).order_by("pk").last()
+    if policy is None:
+        policy = Policy.objects.create(
+            project=locked, name=_free_name(locked, location), location=location, state=Policy.State.PROMOTED
+        )
+    elif policy.state != Policy.State.PROMOTED:
+        policy.state = Policy.State.PROMOTED
+        policy.save(update_fields=["state"])
+    locked.current_policy = project.current_policy = policy
+    locked.save(update_fields=["current_policy"])
+    return policy
+
+
+def _free_name(project: Project, location: str) -> str:
+    is_starter = location == str(Path(settings.STARTER_POLICY).resolve())
+    name = "starter" if is_starter else Path(location).name[:100]
+    taken = set(project.policies.filter(name__startswith=name).values_list("name", flat=True))
+    names = [name, *(f"{name} {number}" for number in range(2, len(taken) + 2))]
+    return next(one for one in names if one not in taken)
