@@ -1,5 +1,6 @@
 """A policy small enough to train in a second: a random Llama with a tokenizer of bytes, saved in a folder."""
 
+import itertools
 import json
 import os
 import random
@@ -96,31 +97,35 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def write_run(
+    folder: Path, *, model: Path | str, method: str, pairs: int = 40, rankings: int = 0, **config: Any
+) -> RunDir:
+    """A run folder as a worker writes it; held out is a fifth of what is trained on."""
+    run_dir = RunDir(folder)
+    for split, start, share in (("train", 0, 1.0), ("test", 1000, 0.2)):
+        rows = [pair_row(start + number) for number in range(int(pairs * share))]
+        write_rows(run_dir.data / f"pairs.{split}.jsonl", rows)
+        ranked = [ranking_row(start + number, [1, 2, 2, 3]) for number in range(int(rankings * share))]
+        write_rows(run_dir.data / f"rankings.{split}.jsonl", ranked)
+    prompts = [{"prompt": pair_row(1000 + number)["prompt"]} for number in range(2)]
+    write_rows(run_dir.data / "prompts.test.jsonl", prompts)
+    training = {"batch_size": 4, "learning_rate": 1e-3, "log_every": 1, "save_every": 3}
+    recipe = {"method": method, "model": str(model), "sampling": {"max_new_tokens": 4}} | config
+    recipe["training"] = training | config.get("training", {})
+    run_dir.config.write_text(json.dumps(recipe), encoding="utf-8")
+    return run_dir
+
+
 MakeRun = Callable[..., RunDir]
 
 
 @pytest.fixture
 def make_run(tmp_path: Path, tiny_policy: Path) -> MakeRun:
-    """Writes a run folder: `make_run("dpo", pairs=40, training={"epochs": 2})`."""
-    count = 0
+    """Writes run folders for the tiny policy: `make_run("dpo", pairs=40, training={"epochs": 2})`."""
+    folders = (tmp_path / f"run-{number}" for number in itertools.count(1))
 
-    def make(method: str, *, pairs: int = 40, rankings: int = 0, **config: Any) -> RunDir:
-        nonlocal count
-        count += 1
-        run_dir = RunDir(tmp_path / f"run-{count}")
-        for split, start, share in (("train", 0, 1.0), ("test", 1000, 0.2)):
-            rows = [pair_row(start + number) for number in range(int(pairs * share))]
-            write_rows(run_dir.data / f"pairs.{split}.jsonl", rows)
-            ranked = [ranking_row(start + number, [1, 2, 2, 3]) for number in range(int(rankings * share))]
-            write_rows(run_dir.data / f"rankings.{split}.jsonl", ranked)
-        write_rows(
-            run_dir.data / "prompts.test.jsonl", [{"prompt": pair_row(1000 + n)["prompt"]} for n in range(2)]
-        )
-        training = {"batch_size": 4, "learning_rate": 1e-3, "log_every": 1, "save_every": 3}
-        merged = {"method": method, "model": str(tiny_policy), "sampling": {"max_new_tokens": 4}} | config
-        merged["training"] = training | config.get("training", {})
-        run_dir.config.write_text(json.dumps(merged), encoding="utf-8")
-        return run_dir
+    def make(method: str, **config: Any) -> RunDir:
+        return write_run(next(folders), **({"method": method, "model": tiny_policy} | config))
 
     return make
 

@@ -25,6 +25,7 @@ from training.rlhf.run_dir import (
     EXIT_CANCELLED,
     EXIT_COMPLETE,
     EXIT_LOCKED,
+    EXIT_REFUSED,
     ProgressWriter,
     RunDir,
     RunLocked,
@@ -98,11 +99,15 @@ def load_config(run_dir: RunDir) -> RunConfig:
 
 
 def check(run_dir: RunDir, config: RunConfig) -> int:
-    """Write preflight.json; that it says no is a result, not a failure."""
+    """Write preflight.json; its first error is also error.json, as it would be for a run."""
     from training.rlhf import preflight
 
-    write_json(run_dir.preflight, preflight.check(run_dir, config))
-    return EXIT_COMPLETE
+    report = preflight.check(run_dir, config)
+    write_json(run_dir.preflight, report)
+    if report["ok"]:
+        return EXIT_COMPLETE
+    write_json(run_dir.error, report["errors"][0])
+    return EXIT_REFUSED
 
 
 def carry_out(run_dir: RunDir, config: RunConfig) -> None:

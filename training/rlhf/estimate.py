@@ -22,6 +22,7 @@ OPERATIONS = {"full": 6, "lora": 4}
 REFERENCE_OPERATIONS = 2
 ADAM_BYTES = 16  # fp32 weight, gradient and two moments
 USE_OF_PEAK = 0.4  # the best stacks reach 40 to 46 % of what their matrix products alone could do
+PROCESS_BYTES = 700_000_000  # torch and its friends in main memory, before any weight
 SECONDS_OF_A_STEP = 0.02  # optimiser, logging and Python, whatever the size
 SECONDS_OF_START = 8.0  # importing torch and trl, loading weights
 
@@ -60,6 +61,7 @@ def of(
         model_config, tokens=texts * max(map(max, lengths)), bf16=training.bf16,
         checkpointing=training.gradient_checkpointing,
     )  # fmt: skip
+    memory += 0 if torch.cuda.is_available() else PROCESS_BYTES
     return {
         "is_a_guess": True,
         "device": _device_name(),

@@ -74,16 +74,18 @@ def _check(run_dir: RunDir, config: RunConfig) -> Preflight:
     train = [element for (_, split), part in parts.items() if split == "train" for element in part.elements]
     test = [element for (_, split), part in parts.items() if split == "test" for element in part.elements]
     errors += _row_errors(parts, train, run_dir=run_dir, limit=limit)
+    guess = estimate.of(config, model_config, train, count_tokens=count_tokens) if train else {}
     sample = train[0].conversation(train[0].comparisons[0].chosen) if train else None
     return _answer(
         errors=errors,
         warnings=[
             *rendering.template_problems(tokenizer),
             *_row_warnings(train, test, parts=parts, limit=limit, config=config),
+            *_memory_warnings(guess),
         ],
         rows=rows,
         template=_template(tokenizer, sample),
-        estimate=estimate.of(config, model_config, train, count_tokens=count_tokens) if train else {},
+        estimate=guess,
     )
 
 
@@ -229,6 +231,15 @@ def _row_warnings(
         (not test, "Nothing is held out: there will be no accuracy on comparisons that it has not seen."),
     ]
     return [sentence for holds, sentence in findings if holds]
+
+
+def _memory_warnings(guess: dict[str, Any]) -> list[str]:
+    if not guess or guess["memory_bytes"] <= guess["memory_available_bytes"]:
+        return []
+    needed, there = (guess[name] / 1e9 for name in ("memory_bytes", "memory_available_bytes"))
+    return [
+        f"It may need {needed:.1f} GB of memory, and {there:.1f} GB are free: lower batch_size, use LoRA."
+    ]
 
 
 def _text(messages: list[Message]) -> str:

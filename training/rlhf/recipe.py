@@ -1,6 +1,7 @@
 """One training run, step by step: tokenizer, rows, model, trainer, fit, save; and the evaluation after it."""
 
 import gc
+import json
 import time
 from typing import Any
 
@@ -71,8 +72,9 @@ def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[
             split: {"kept": len(part.elements), "dropped": part.dropped} for split, part in rows.items()
         },
         "steps": progress.total_steps,
+        "lineage": json.loads((run_dir.model / "lineage.json").read_text(encoding="utf-8")),
         "train_seconds": round(seconds, 2),
-        "held_out": {name: value for name, value in held_out.items() if isinstance(value, int | float)},
+        "held_out": held_out,
     }
 
 

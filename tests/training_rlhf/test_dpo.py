@@ -1,0 +1,139 @@
+"""DPO: equal to TRL where nothing more was said, and different where it was."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("trl")
+pytestmark = pytest.mark.training
+
+import torch  # noqa: E402
+from datasets import Dataset  # noqa: E402
+from trl import DPOConfig, DPOTrainer  # noqa: E402
+
+from tests.training_rlhf.conftest import pair_row, write_rows  # noqa: E402
+from training.rlhf import dpo, fitting, loading  # noqa: E402
+from training.rlhf.config import RunConfig, Training, Tuning  # noqa: E402
+from training.rlhf.data import read_for_dpo, read_pairs  # noqa: E402
+from training.rlhf.run_dir import RunDir  # noqa: E402
+
+Rows = list[dict[str, Any]]
+
+
+def make_config(policy: Path, *, lora: bool = False, **training: Any) -> RunConfig:
+    fixed = {"batch_size": 4, "learning_rate": 1e-3, "log_every": 1, "warmup_ratio": 0.0}
+    tuning = Tuning(kind="lora", lora_rank=4) if lora else Tuning()
+    return RunConfig(
+        method="dpo", seed=7, model=str(policy), tuning=tuning, training=Training(**(fixed | training))
+    )
+
+
+def our_trainer(rows: Rows, config: RunConfig, folder: Path) -> dpo.PairTrainer:
+    run_dir = RunDir(folder)
+    write_rows(run_dir.data / "pairs.train.jsonl", rows)
+    tokenizer, model = loading.load_tokenizer(config.model), loading.load_policy(config.model)
+    loading.fit(model, tokenizer, where=config.model)
+    return dpo.make_trainer(
+        model=model,
+        tokenizer=tokenizer,
+        train=read_for_dpo(run_dir, "train"),
+        test=[],
+        config=config,
+        run_dir=run_dir,
+    )
+
+
+def our_losses(rows: Rows, config: RunConfig, folder: Path) -> list[float]:
+    trainer = our_trainer(rows, config, folder)
+    trainer.train()
+    return logged(trainer)
+
+
+def trl_losses(rows: Rows, config: RunConfig, folder: Path, **arguments: Any) -> list[float]:
+    """A bare TRL script over the same rows."""
+    settings = fitting.settings(config.training, seed=config.seed, output_dir=folder / "trl")
+    columns = ("prompt", "chosen", "rejected")
+    trainer = DPOTrainer(
+        model=loading.load_policy(config.model),
+        args=DPOConfig(**settings, beta=config.training.beta, save_strategy="no", **arguments),
+        train_dataset=Dataset.from_list([{name: row[name] for name in columns} for row in rows]),
+        processing_class=loading.load_tokenizer(config.model),
+        peft_config=fitting.lora(config, task="CAUSAL_LM"),
+    )
+    trainer.train()
+    return logged(trainer)
+
+
+def logged(trainer: Any) -> list[float]:
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_losses_equal_trl_to_five_decimals_where_nothing_more_was_said(
+    lora: bool, tiny_policy: Path, tmp_path: Path
+) -> None:
+    rows = [pair_row(number) for number in range(32)]
+    config = make_config(tiny_policy, lora=lora, epochs=2.0)
+    ours, theirs = our_losses(rows, config, tmp_path), trl_losses(rows, config, tmp_path)
+    assert len(ours) == 16
+    assert ours == pytest.approx(theirs, abs=5e-6)
+    assert ours[-1] < ours[0]
+
+
+def test_with_an_sft_term_losses_equal_trl_with_its_sft_loss(tiny_policy: Path, tmp_path: Path) -> None:
+    rows = [pair_row(number) for number in range(16)]
+    config = make_config(tiny_policy, sft_weight=0.5)
+    ours = our_losses(rows, config, tmp_path)
+    theirs = trl_losses(rows, config, tmp_path, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.5])
+    assert ours == pytest.approx(theirs, abs=5e-6)
+
+
+def test_accumulating_four_small_batches_gives_the_loss_of_one_large_batch(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    rows = [pair_row(number, margin=number % 3, weight=1.0) for number in range(32)]
+    large = our_losses(rows, make_config(tiny_policy, batch_size=8), tmp_path / "large")
+    small = make_config(tiny_policy, batch_size=2, gradient_accumulation=4)
+    assert our_losses(rows, small, tmp_path / "small") == pytest.approx(large, abs=1e-4)
+
+
+def first_loss(rows: Rows, tiny_policy: Path, folder: Path, **training: Any) -> float:
+    """Before the first step the policy is its own reference: every difference is 0."""
+    return our_losses(rows, make_config(tiny_policy, max_steps=1, **training), folder)[0]
+
+
+def test_margin_weight_and_tie_enter_the_loss(tiny_policy: Path, tmp_path: Path) -> None:
+    def softplus(value: float) -> float:
+        return float(torch.nn.functional.softplus(torch.tensor(value)))
+
+    rows = [pair_row(number, margin=2.0) for number in range(4)]
+    assert first_loss(rows, tiny_policy, tmp_path / "margin") == pytest.approx(softplus(2.0), abs=1e-5)
+    without = first_loss(rows, tiny_policy, tmp_path / "without", use_margin=False)
+    assert without == pytest.approx(softplus(0.0), abs=1e-5)
+    rows = [pair_row(number, weight=0.25) for number in range(4)]
+    assert first_loss(rows, tiny_policy, tmp_path / "weight") == pytest.approx(softplus(0.0) / 4, abs=1e-5)
+
+
+def test_ties_alone_leave_the_policy_where_it_is(tiny_policy: Path, tmp_path: Path) -> None:
+    rows = [pair_row(number, p=0.5) for number in range(8)]
+    trainer = our_trainer(rows, make_config(tiny_policy), tmp_path)
+    before = [weight.clone() for weight in trainer.model.parameters()]
+    trainer.train()
+    moved = max(
+        float((one - other).abs().max())
+        for one, other in zip(before, trainer.model.parameters(), strict=True)
+    )
+    assert moved < 1e-3  # two steps of Adam at 1e-3 move further than that once there is a gradient
+    assert "rewards/accuracies" not in trainer.state.log_history[0]
+
+
+def test_tokens_are_split_where_both_conversations_go_on_differently(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "pairs.jsonl", [pair_row(1)])
+    tokenizer = loading.load_tokenizer(str(tiny_policy))
+    (row,) = dpo.tokenized(read_pairs(tmp_path / "pairs.jsonl"), tokenizer, use_margin=True)
+    assert tokenizer.decode(row["prompt_ids"]) == "<|bos|><|user|>Say hello, 1.<|end|><|assistant|>"
+    assert tokenizer.decode(row["chosen_ids"]).startswith("Hello ")
+    assert row["chosen_ids"][-1] == row["rejected_ids"][-1] == tokenizer.eos_token_id
