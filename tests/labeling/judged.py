@@ -15,6 +15,7 @@ from labeling.models import (
     Project,
     Prompt,
     Protocol,
+    RaterProgress,
     Round,
     Task,
     TaskItem,
@@ -81,6 +82,9 @@ def say(task: Task, rater: User, value: dict[str, Any], *, shown: list[int] | No
     )
     assignment.state, assignment.label = Assignment.State.DONE, label
     assignment.save(update_fields=["state", "label"])
+    counter, _ = RaterProgress.objects.get_or_create(round=task.round, rater=rater)
+    counter.labels += 1
+    counter.save(update_fields=["labels"])
     return label
 
 
@@ -109,7 +113,7 @@ def compared_round(
 
     The last `test_tasks` tasks are on held-out prompts.
     """
-    policy = project.policies.first() or factories.make_policy(project)
+    policy = Policy.objects.filter(project=project).first() or factories.make_policy(project)
     round = make_round(project, overlap=max(map(len, votes), default=1), **fields)
     for number, said in enumerate(votes):
         split = "test" if number >= len(votes) - test_tasks else "train"

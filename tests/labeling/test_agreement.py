@@ -109,7 +109,7 @@ def test_rankings_agree_pair_by_pair() -> None:
         )
 
     found = pair_agreement([ranked(1, {"1": 1, "2": 2, "3": 3}), ranked(2, {"1": 1, "2": 3, "3": 2})])
-    assert found.overall == Share(pytest.approx(2 / 3), 3)
+    assert (found.overall.rate, found.overall.n) == (pytest.approx(2 / 3), 3)
     assert found.by_strength == {}
 
 
@@ -117,7 +117,8 @@ def test_the_win_rate_counts_a_tie_half_and_is_the_same_for_the_same_seed() -> N
     outcomes = [Outcome(prompt, score) for prompt, score in enumerate([1.0] * 60 + [0.5] * 20 + [0.0] * 20)]
     found = win_rate(outcomes, seed=3)
     assert found is not None
-    assert (found.rate, found.n) == (pytest.approx(0.7), 100)
+    assert found.rate == pytest.approx(0.7)
+    assert found.n == 100
     assert found == win_rate(outcomes, seed=3)
     assert found != win_rate(outcomes, seed=4)
 
@@ -165,7 +166,7 @@ def test_without_outcomes_there_is_no_win_rate() -> None:
 
 def test_wilsons_interval_is_that_of_the_textbook() -> None:
     # Brown, Cai and DasGupta (2001): 0 of 10 gives (0, 0.278).
-    assert wilson(0.0, 10) == (pytest.approx(0.0, abs=1e-9), pytest.approx(0.2775, abs=1e-3))
+    assert list(wilson(0.0, 10)) == pytest.approx([0.0, 0.2775], abs=1e-3)
 
 
 def test_the_web_process_does_not_load_numpy_for_it() -> None:

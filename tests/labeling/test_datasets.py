@@ -123,6 +123,7 @@ def test_the_same_labels_give_the_same_bytes_under_any_name(project: Project, ro
 def test_only_the_label_that_counts_is_read(project: Project, round: Round) -> None:
     assignment = round.assignments.order_by("pk")[0]
     old = Label.objects.get(counts_for=assignment)
+    assert old.value is not None
     value = {**old.value, "strength": 1}
     new = Label.objects.create(
         assignment=assignment,

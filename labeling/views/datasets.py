@@ -1,0 +1,212 @@
+"""A manager's pages of a preference dataset: freeze one, look at it, download it."""
+
+import posixpath
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from django.contrib.auth.decorators import login_required
+from django.db.models import Count, Q, QuerySet
+from django.http import FileResponse, Http404, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils.http import content_disposition_header
+from django.utils.text import slugify
+from django.views.decorators.http import require_http_methods, require_safe
+
+from labeling import datasets
+from labeling.datasets.manifest import NAME as MANIFEST
+from labeling.forms.datasets import RULES, DatasetForm
+from labeling.models import PreferenceDataset, Project, Round
+
+CHUNK = 1 << 18
+CONTENT_TYPES = {
+    ".json": "application/json",
+    ".jsonl": "application/jsonl",
+    ".parquet": "application/vnd.apache.parquet",
+    ".arrow": "application/vnd.apache.arrow.stream",
+}
+
+
+@login_required
+@require_http_methods(["GET", "HEAD", "POST"])
+def dataset_new(request: HttpRequest, slug: str) -> HttpResponse:
+    project = get_object_or_404(Project.objects.managed_by(request.user), slug=slug)
+    closed = _closed_rounds(project)
+    form = DatasetForm(
+        request.POST if request.method == "POST" else None,
+        project=project,
+        rounds=closed,
+        initial=_defaults(request, project, closed),
+    )
+    if request.method == "POST" and form.is_valid():
+        try:
+            made = datasets.freeze(
+                project=project,
+                rounds=list(form.cleaned_data["rounds"]),
+                rule=form.cleaned_data["rule"],
+                name=form.cleaned_data["name"],
+            )
+            return redirect("dataset", made.pk)
+        except datasets.FreezeError as refusal:
+            form.add_error(None, str(refusal))
+    context = {
+        "project": project,
+        "form": form,
+        "has_rounds": closed.exists(),
+        "unfinished": Round.objects.filter(project=project).exclude(state=Round.State.CLOSED),
+    }
+    return render(request, "labeling/dataset_new.html", context, status=422 if form.errors else 200)
+
+
+def _closed_rounds(project: Project) -> QuerySet[Round]:
+    return (
+        Round.objects.filter(project=project, state=Round.State.CLOSED)
+        .annotate(labels=Count("assignments", filter=Q(assignments__label__isnull=False)))
+        .filter(labels__gt=0)
+        .select_related("protocol")
+        .order_by("-number")
+    )
+
+
+def _defaults(request: HttpRequest, project: Project, closed: QuerySet[Round]) -> dict[str, Any]:
+    """The round that a link names, else the latest; and a name that is free."""
+    asked = request.GET.get("round", "")
+    number = int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 19 else None
+    chosen = closed.filter(pk=number).first() or closed.first()
+    name = f"Round {chosen.number}" if chosen else ""
+    taken = set(PreferenceDataset.objects.filter(project=project).values_list("name", flat=True))
+    free = next(name for name in _variants(name) if name not in taken)
+    return {
+        "rounds": [chosen.pk] if chosen else [],
+        "rule": PreferenceDataset.Rule.MAJORITY,
+        "name": free,
+    }
+
+
+def _variants(name: str) -> Iterator[str]:
+    yield name
+    count = 1
+    while True:
+        count += 1
+        yield f"{name} ({count})"
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """A table of the dataset with what can be downloaded of it."""
+
+    name: str
+    train: int
+    test: int
+    files: list[tuple[str, int]]  # path, bytes
+
+
+@login_required
+@require_safe
+def dataset(request: HttpRequest, pk: int) -> HttpResponse:
+    found = _dataset_of(request, pk)
+    manifest = found.manifest
+    hub = [name for name in manifest["files"] if name.startswith("hub/")]
+    context = {
+        "project": found.project,
+        "dataset": found,
+        "manifest": manifest,
+        "rule_help": RULES[PreferenceDataset.Rule(found.rule)],
+        "tables": [_table(manifest, name) for name in manifest["tables"]],
+        "total": _total(manifest),
+        "hub_bytes": sum(manifest["files"][name]["bytes"] for name in hub),
+        "has_training_rows": any(
+            splits["train"] for name, splits in manifest["tables"].items() if name != "prompts"
+        ),
+        "rounds": found.rounds.select_related("protocol"),
+    }
+    return render(request, "labeling/dataset.html", context)
+
+
+def _table(manifest: Any, name: str) -> TableRows:
+    files = [
+        (path, entry["bytes"]) for path, entry in manifest["files"].items() if posixpath.dirname(path) == name
+    ]
+    rows = manifest["tables"][name]
+    return TableRows(name, rows["train"], rows["test"], files)
+
+
+def _total(manifest: Any) -> int:
+    return sum(entry["bytes"] for entry in manifest["files"].values())
+
+
+@login_required
+@require_safe
+def dataset_file(request: HttpRequest, pk: int, name: str) -> FileResponse:
+    """One file. Only names that the manifest lists lead to a path: nothing of the address is joined."""
+    found = _dataset_of(request, pk)
+    known = {entry: entry for entry in (*found.manifest["files"], MANIFEST)}
+    path = known.get(name)
+    if path is None:
+        raise Http404("This dataset has no such file.")
+    try:
+        file = open(datasets.folder_of(found) / path, "rb")  # noqa: SIM115  FileResponse closes it
+    except FileNotFoundError as error:
+        raise Http404("The file is missing from the disk.") from error
+    return FileResponse(
+        file,
+        as_attachment=True,
+        filename=f"{slugify(found.name) or 'dataset'}-{path.replace('/', '-')}",
+        content_type=CONTENT_TYPES.get(posixpath.splitext(path)[1], "application/octet-stream"),
+    )
+
+
+@login_required
+@require_safe
+def dataset_zip(request: HttpRequest, pk: int) -> StreamingHttpResponse:
+    """Everything in one file, packed while it is sent: nothing is written, little is held in memory."""
+    found = _dataset_of(request, pk)
+    folder = datasets.folder_of(found)
+    names = [*found.manifest["files"], MANIFEST]
+    if not all((folder / name).is_file() for name in names):
+        raise Http404("A file is missing from the disk.")
+    stem = slugify(found.name) or "dataset"
+    response = StreamingHttpResponse(_zipped(folder, stem, names), content_type="application/zip")
+    response["Content-Disposition"] = content_disposition_header(True, f"{stem}.zip") or ""
+    return response
+
+
+class _Outbox:
+    """A file that cannot seek, for zipfile to write to; what was written is taken out again."""
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self._chunks.append(bytes(data))
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+    def take(self) -> bytes:
+        taken = b"".join(self._chunks)
+        self._chunks.clear()
+        return taken
+
+
+def _zipped(folder: Path, stem: str, names: list[str]) -> Iterator[bytes]:
+    outbox = _Outbox()
+    with zipfile.ZipFile(outbox, "w", zipfile.ZIP_DEFLATED) as archive:  # type: ignore[call-overload]
+        for name in names:
+            # No time of day: the same dataset gives the same archive.
+            entry = zipfile.ZipInfo(f"{stem}/{name}", date_time=(1980, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with open(folder / name, "rb") as source, archive.open(entry, "w", force_zip64=True) as target:
+                while chunk := source.read(CHUNK):
+                    target.write(chunk)
+                    yield outbox.take()
+    yield outbox.take()
+
+
+def _dataset_of(request: HttpRequest, pk: int) -> PreferenceDataset:
+    return get_object_or_404(
+        PreferenceDataset.objects.managed_by(request.user).select_related("project"), pk=pk
+    )

@@ -1,0 +1,174 @@
+"""A manager's pages of a round: make one, watch it, close it, open it again."""
+
+from typing import Any
+
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.core.cache import cache
+from django.db import transaction
+from django.db.models import Count
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
+from django_htmx.middleware import HtmxDetails
+
+from labeling import rounds
+from labeling.forms.rounds import RoundForm, available_prompts, candidates
+from labeling.models import Project, Protocol, Round, RoundNotReady, Task
+from labeling.protocols import version_of
+from labeling.round_report import IdentityFlag, RoundReport, identity_flags, report_of
+from labeling.views.bars import chart_of
+
+REPORT_SECONDS = 30  # how old a report may be when no label was added
+FLAGS_SECONDS = 3_600  # the texts of a round never change
+
+
+class ManagerRequest(HttpRequest):
+    htmx: HtmxDetails
+
+
+@login_required
+@require_http_methods(["GET", "HEAD", "POST"])
+def round_new(request: ManagerRequest, slug: str) -> HttpResponse:
+    project = get_object_or_404(
+        Project.objects.managed_by(request.user).select_related("current_policy"), slug=slug
+    )
+    kind = _kind_asked(request, project)
+    form = RoundForm(request.POST or None, project=project, kind=kind)
+    if request.method == "POST" and form.is_valid():
+        try:
+            return redirect("round", _made(form).pk)
+        except (rounds.InvalidPlan, RoundNotReady) as refusal:
+            form.add_error(None, str(refusal))
+    context = {
+        "project": project,
+        "form": form,
+        "kind": Protocol.Kind(kind),
+        "kinds": Protocol.Kind,
+        "available": available_prompts(project),
+        "has_candidates": candidates(project).exists(),
+    }
+    return render(request, "labeling/round_new.html", context, status=422 if form.errors else 200)
+
+
+@transaction.atomic
+def _made(form: RoundForm) -> Round:
+    """The round, under the version of the protocol that asks what the form says; or neither."""
+    protocol = version_of(
+        project=form.project, kind=form.kind, question=form.cleaned_data["question"], options=form.options
+    )
+    return rounds.create_round(
+        project=form.project,
+        protocol=protocol,
+        plan=form.plan,
+        new_policy=form.cleaned_data["new_policy"],
+    )
+
+
+def _kind_asked(request: HttpRequest, project: Project) -> str:
+    """The kind that the address names; else that of the latest round; else comparison."""
+    asked = request.GET.get("kind", "")
+    if asked in Protocol.Kind.values:
+        return asked
+    last = project.rounds.order_by("-number").select_related("protocol").first()
+    return last.protocol.kind if last else Protocol.Kind.COMPARISON
+
+
+@never_cache
+@login_required
+@require_safe
+def round(request: ManagerRequest, pk: int) -> HttpResponse:
+    """The page; for htmx the part that moves, or a reload when the round's state is no longer that shown."""
+    found = _round_of(request, pk)
+    if request.htmx:
+        response = render(request, "labeling/_round_live.html", _live_context(found))
+        if request.GET.get("state") != found.state:
+            response["HX-Refresh"] = "true"
+        return response
+    return render(request, "labeling/round.html", {**_live_context(found), **_page_context(found)})
+
+
+@login_required
+@require_POST
+def round_close(request: ManagerRequest, pk: int) -> HttpResponse:
+    found = _round_of(request, pk)
+    rounds.close_round(found)
+    messages.success(request, f"{found} is closed. Its labels can be frozen into a dataset now.")
+    return redirect("round", pk)
+
+
+@login_required
+@require_POST
+def round_reopen(request: ManagerRequest, pk: int) -> HttpResponse:
+    found = _round_of(request, pk)
+    try:
+        rounds.reopen_round(found)
+        messages.success(request, f"{found} is open again.")
+    except RoundNotReady as refusal:
+        messages.error(request, str(refusal))
+    return redirect("round", pk)
+
+
+def _round_of(request: ManagerRequest, pk: int) -> Round:
+    return get_object_or_404(
+        Round.objects.managed_by(request.user).select_related(
+            "project", "protocol", "old_policy", "new_policy"
+        ),
+        pk=pk,
+    )
+
+
+def _live_context(found: Round) -> dict[str, Any]:
+    progress = rounds.progress(found)
+    report = _report(found, done=progress.done)
+    raters = [(rater, progress.by_rater.get(rater.name, rater.labels)) for rater in report.raters]
+    return {
+        "project": found.project,
+        "round": found,
+        "progress": progress,
+        "report": report,
+        "raters": sorted(raters, key=lambda entry: -entry[1]),
+        "charts": [chart_of(question) for question in report.questions] if report.looked_at else [],
+        "is_live": found.state != Round.State.CLOSED,
+    }
+
+
+def _report(found: Round, *, done: int) -> RoundReport:
+    """The report for this many labels: several managers' pages that refresh ask the database once."""
+    key = f"round-report-{found.pk}-{done}"
+    report: RoundReport | None = cache.get(key)
+    if report is None:
+        report = report_of(found)
+        cache.set(key, report, REPORT_SECONDS)
+    return report
+
+
+def _page_context(found: Round) -> dict[str, Any]:
+    purposes = dict(
+        Task.objects.filter(round=found).values_list("purpose").annotate(n=Count("pk")).order_by("purpose")
+    )
+    return {
+        "purposes": [
+            (label, purposes[purpose])
+            for purpose, label in (
+                (Task.Purpose.TRAIN, "to train on"),
+                (Task.Purpose.TEST, "held out"),
+                (Task.Purpose.GATE, "gate: new against old policy"),
+            )
+            if purpose in purposes
+        ],
+        "flags": _flags(found),
+        "datasets": found.datasets.all(),
+    }
+
+
+def _flags(found: Round) -> list[IdentityFlag]:
+    if found.state == Round.State.WAITING:
+        return []
+    key = f"round-identity-{found.pk}"
+    flags: list[IdentityFlag] | None = cache.get(key)
+    if flags is None:
+        flags = identity_flags(found)
+        cache.set(key, flags, FLAGS_SECONDS)
+    return flags

@@ -1,0 +1,346 @@
+"""The manager's pages of a round, over HTTP."""
+
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.core.cache import cache
+from django.test import Client
+from django.urls import reverse
+
+from labeling.models import Assignment, Policy, Project, Protocol, Round, Skip
+from tests import factories
+from tests.labeling import judged
+
+HTMX = {"HX-Request": "true"}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_cache() -> None:
+    cache.clear()
+
+
+@pytest.fixture
+def manager(client: Client, mia: User) -> Client:
+    client.force_login(mia)
+    return client
+
+
+@pytest.fixture
+def round(project: Project, ann: User, bo: User) -> Round:
+    votes: list[list[int | None]] = [[4, 2], [-1, -3], [0, 0], [None, 1], [3, -3], [2, 1]]
+    return judged.compared_round(project, [ann, bo], votes, state=Round.State.OPEN, wanted=14)
+
+
+def address(name: str, round: Round) -> str:
+    return reverse(name, args=[round.pk])
+
+
+ROUND_PAGES = [("round", "get"), ("round_close", "post"), ("round_reopen", "post")]
+
+
+@pytest.mark.parametrize(("name", "method"), ROUND_PAGES)
+@pytest.mark.parametrize("person", ["zed", "ann"])
+def test_strangers_and_raters_find_no_such_round(
+    client: Client, round: Round, zed: User, ann: User, person: str, name: str, method: str
+) -> None:
+    client.force_login({"zed": zed, "ann": ann}[person])
+    assert getattr(client, method)(address(name, round)).status_code == 404
+    assert Round.objects.get(pk=round.pk).state == Round.State.OPEN
+
+
+@pytest.mark.parametrize(("name", "method"), ROUND_PAGES)
+def test_a_round_asks_those_who_are_not_signed_in_to_do_so(
+    client: Client, round: Round, name: str, method: str
+) -> None:
+    response = getattr(client, method)(address(name, round))
+    assert (response.status_code, response.url.split("?")[0]) == (302, reverse("login"))
+
+
+@pytest.mark.parametrize(("name", "method"), ROUND_PAGES)
+def test_a_round_that_is_not_there_is_not_found(manager: Client, name: str, method: str) -> None:
+    assert getattr(manager, method)(reverse(name, args=[999_999])).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("round", "post"), ("round_close", "get"), ("round_reopen", "get")]
+)
+def test_the_wrong_method_is_refused_and_changes_nothing(
+    manager: Client, round: Round, name: str, method: str
+) -> None:
+    assert getattr(manager, method)(address(name, round)).status_code == 405
+    assert Round.objects.get(pk=round.pk).state == Round.State.OPEN
+
+
+def test_the_page_shows_how_far_the_round_is(manager: Client, round: Round, ann: User) -> None:
+    Skip.objects.create(task=round.tasks.all()[0], rater=ann, reason="The text is broken")
+    page = manager.get(address("round", round)).content.decode()
+    assert "12 of 14 labels" in page
+    assert "1 × “The text is broken”" in page
+    # Pairs of labels: agree, agree, agree (ties), both bad is left out, disagree, agree.
+    assert "<b>80 %</b><span>agreement, 5 pairs of labels</span>" in page
+    assert "<b>8 %</b><span>both bad</span>" in page
+    assert "far better" in page
+    assert 'hx-trigger="every 5s"' in page
+
+
+def test_htmx_gets_the_moving_part_alone(manager: Client, round: Round) -> None:
+    response = manager.get(address("round", round) + "?state=open", headers=HTMX)
+    page = response.content.decode()
+    assert page.strip().startswith('<div id="round-live"')
+    assert "<html" not in page
+    assert "HX-Refresh" not in response
+
+
+def test_htmx_loads_the_page_again_when_the_state_has_changed(manager: Client, round: Round) -> None:
+    assert manager.get(address("round", round) + "?state=waiting", headers=HTMX)["HX-Refresh"] == "true"
+
+
+def test_a_closed_round_no_longer_asks_for_itself(manager: Client, round: Round) -> None:
+    manager.post(address("round_close", round))
+    page = manager.get(address("round", round)).content.decode()
+    assert "every 5s" not in page
+    assert f"{reverse('dataset_new', args=[round.project.slug])}?round={round.pk}" in page
+
+
+def test_the_cost_of_the_moving_part_does_not_grow_with_the_labels(
+    manager: Client, project: Project, ann: User, django_assert_max_num_queries: Any
+) -> None:
+    large = judged.compared_round(project, [ann], [[1]] * 60, state=Round.State.OPEN, wanted=60)
+    with django_assert_max_num_queries(12):
+        manager.get(address("round", large), headers=HTMX)
+
+
+def test_raters_who_always_choose_the_left_are_seen(manager: Client, project: Project, ann: User) -> None:
+    biased = judged.make_round(project, state=Round.State.OPEN, wanted=40)
+    policy = factories.make_policy(project)
+    for number in range(40):
+        task = judged.make_task(
+            biased, judged.make_prompt(project, f"{number}"), ["x", "y"], [policy, policy]
+        )
+        first, second = (item.completion_id for item in task.items.order_by("completion_id"))
+        preferred_second = number % 2
+        shown = [second, first] if preferred_second else [first, second]
+        judged.vote(task, ann, -1 if preferred_second else 1, shown=shown)
+    page = manager.get(address("round", biased)).content.decode()
+    assert "<b>100 %</b><span>chose the left one, of 40</span>" in page
+    assert "more than chance explains" in page
+
+
+def test_completions_that_name_their_writer_are_flagged_and_escaped(
+    manager: Client, project: Project, ann: User
+) -> None:
+    round = judged.make_round(project, state=Round.State.OPEN, wanted=1)
+    policy = factories.make_policy(project, "Fox-7B")
+    texts = ["<script>x</script> As an AI language model I", "I was written by fox-7b, yes"]
+    judged.make_task(round, judged.make_prompt(project, "Hi."), texts, [policy, policy])
+    page = manager.get(address("round", round)).content.decode()
+    assert "<mark>As an AI</mark>" in page
+    assert "<mark>fox-7b</mark>" in page
+    assert "<script>x" not in page
+
+
+def test_ordinary_stories_are_not_flagged(manager: Client, round: Round) -> None:
+    assert "name their writer" not in manager.get(address("round", round)).content.decode()
+
+
+@pytest.mark.parametrize("kind", ["ranking", "rating"])
+def test_the_page_shows_rounds_of_every_kind(
+    manager: Client, project: Project, ann: User, bo: User, kind: str
+) -> None:
+    round = judged.make_round(project, kind, state=Round.State.OPEN, wanted=8, overlap=2)
+    policy = factories.make_policy(project)
+    for number in range(4):
+        texts = ["x", "y", "z"] if kind == "ranking" else ["x"]
+        task = judged.make_task(round, judged.make_prompt(project, f"{number}"), texts, [policy] * len(texts))
+        ids = [str(item.completion_id) for item in task.items.all()]
+        for rater in (ann, bo):
+            ranks = {pk: rank for rank, pk in enumerate(ids, start=1)}
+            judged.say(
+                task, rater, {"ranks": ranks} if kind == "ranking" else {"scores": {"overall": 1 + number}}
+            )
+    page = manager.get(address("round", round)).content.decode()
+    expected = {
+        "ranking": "<b>100 %</b><span>agreement, 12 pairs of labels</span>",
+        "rating": "<b>1.00</b><span>Krippendorff’s α, Overall</span>",
+    }
+    assert expected[kind] in page
+    assert "<svg" in page
+
+
+def test_closing_ends_judging_and_says_so(manager: Client, round: Round) -> None:
+    response = manager.post(address("round_close", round), follow=True)
+    assert Round.objects.get(pk=round.pk).state == Round.State.CLOSED
+    assert "Round 1 is closed" in response.content.decode()
+
+
+def test_closing_twice_is_harmless(manager: Client, round: Round) -> None:
+    manager.post(address("round_close", round))
+    assert manager.post(address("round_close", round)).status_code == 302
+
+
+def test_a_closed_round_can_be_opened_again(manager: Client, round: Round) -> None:
+    manager.post(address("round_close", round))
+    assert "is open again" in manager.post(address("round_reopen", round), follow=True).content.decode()
+    assert Round.objects.get(pk=round.pk).state == Round.State.OPEN
+
+
+def test_a_round_without_tasks_says_why_it_cannot_be_opened_again(manager: Client, project: Project) -> None:
+    round = judged.make_round(project)
+    page = manager.post(address("round_reopen", round), follow=True).content.decode()
+    assert "Make a new round" in page
+    assert Round.objects.get(pk=round.pk).state == Round.State.CLOSED
+
+
+# New round
+
+
+def new_round(project: Project, kind: str = "") -> str:
+    return reverse("round_new", args=[project.slug]) + (f"?kind={kind}" if kind else "")
+
+
+def filled(**changes: Any) -> dict[str, Any]:
+    return {
+        "question": "Which is better?", "strengths": 4, "tie": "on", "both_bad": "on", "source": "existing",
+        "train_prompts": 3, "test_prompts": 1, "gate_prompts": 0, "overlap": 2, "test_overlap": 1,
+        "temperature": 1, "max_new_tokens": 64, "seed": 5, **changes,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def written(project: Project) -> Policy:
+    """Four prompts, each with two completions that are there already."""
+    policy = factories.make_policy(project)
+    round = judged.make_round(project)
+    for number in range(4):
+        prompt = judged.make_prompt(project, f"{number}", "test" if number == 3 else "train")
+        judged.make_task(round, prompt, [f"a {number}", f"b {number}"], [policy, policy])
+    return policy
+
+
+@pytest.mark.parametrize("method", ["get", "post"])
+@pytest.mark.parametrize("person", ["zed", "ann"])
+def test_strangers_and_raters_cannot_make_a_round(
+    client: Client, project: Project, zed: User, ann: User, person: str, method: str
+) -> None:
+    client.force_login({"zed": zed, "ann": ann}[person])
+    assert getattr(client, method)(new_round(project)).status_code == 404
+
+
+def test_making_a_round_asks_for_a_sign_in(client: Client, project: Project) -> None:
+    assert client.get(new_round(project)).status_code == 302
+
+
+def test_a_round_of_no_project_is_not_found(manager: Client) -> None:
+    assert manager.get(reverse("round_new", args=["none"])).status_code == 404
+
+
+def test_a_round_is_not_made_by_another_method(manager: Client, project: Project) -> None:
+    assert manager.delete(new_round(project)).status_code == 405
+
+
+@pytest.mark.parametrize("kind", ["comparison", "ranking", "rating"])
+def test_the_form_has_defaults_that_work(
+    manager: Client, project: Project, written: Policy, kind: str
+) -> None:
+    response = manager.get(new_round(project, kind))
+    form = response.context["form"]
+    data = {
+        name: value
+        for name in form.fields
+        if (value := form.get_initial_for_field(form.fields[name], name)) is not None and value is not False
+    }
+    response = manager.post(new_round(project, kind), data)
+    assert response.status_code == 302, response.context["form"].errors
+    made = Round.objects.latest("pk")
+    assert (made.protocol.kind, made.state) == (kind, Round.State.OPEN)
+
+
+def test_a_round_of_existing_completions_opens_at_once(
+    manager: Client, project: Project, written: Policy
+) -> None:
+    response = manager.post(new_round(project, "comparison"), filled())
+    made = Round.objects.latest("pk")
+    assert response.url == address("round", made)
+    assert (made.state, made.overlap, made.plan["seed"]) == (Round.State.OPEN, 2, 5)
+    assert Assignment.objects.filter(round=made).count() == 3 * 2 + 1
+
+
+def test_a_round_of_new_completions_waits_for_them(
+    manager: Client, project: Project, written: Policy
+) -> None:
+    written.location = "some/model"
+    written.save(update_fields=["location"])
+    project.current_policy = written
+    project.save(update_fields=["current_policy"])
+    manager.post(new_round(project, "comparison"), filled(source="sample"))
+    made = Round.objects.latest("pk")
+    assert (made.state, made.plan["source"]) == (Round.State.WAITING, "sample")
+    assert "waits for completions" in manager.get(address("round", made)).content.decode()
+
+
+def test_nobody_to_write_new_completions_is_said(manager: Client, project: Project, written: Policy) -> None:
+    response = manager.post(new_round(project, "comparison"), filled(source="sample"))
+    assert response.status_code == 422
+    assert "no policy with a model that could write" in response.content.decode()
+
+
+def test_the_same_question_keeps_its_version_and_another_one_makes_a_new_one(
+    manager: Client, project: Project, written: Policy
+) -> None:
+    before = Protocol.objects.filter(project=project).count()
+    manager.post(new_round(project, "comparison"), filled())
+    assert Protocol.objects.filter(project=project).count() == before
+    manager.post(new_round(project, "comparison"), filled(question="Which is kinder?"))
+    assert Protocol.objects.filter(project=project).count() == before + 1
+    changed = filled()
+    del changed["tie"]
+    manager.post(new_round(project, "comparison"), changed)
+    latest = Protocol.objects.filter(project=project).order_by("-version")[0]
+    assert latest.options == {"strengths": 4, "tie": False, "both_bad": True}
+
+
+def test_criteria_are_read_from_lines(manager: Client, project: Project, written: Policy) -> None:
+    data = filled(criteria="Kind: no harm done\n\nOn topic\n", low=1, high=7)
+    manager.post(new_round(project, "rating"), data)
+    made = Round.objects.latest("pk")
+    assert made.protocol.options == {
+        "criteria": [
+            {"key": "kind", "name": "Kind", "help": "no harm done"},
+            {"key": "on-topic", "name": "On topic", "help": ""},
+        ],
+        "low": 1,
+        "high": 7,
+    }
+    again = manager.get(new_round(project, "rating")).content.decode()
+    assert "Kind: no harm done\nOn topic" in again
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("comparison", {"train_prompts": 0, "test_prompts": 0}, "at least one prompt"),
+        ("comparison", {"train_prompts": -1}, "greater than or equal to 0"),
+        ("comparison", {"overlap": 0}, "greater than or equal to 1"),
+        ("comparison", {"strengths": 9}, "not one of the available choices"),
+        ("comparison", {"question": " "}, "required"),
+        ("rating", {"criteria": "Kind\nkind", "low": 1, "high": 5}, "stands there twice"),
+        ("rating", {"criteria": "Kind", "low": 5, "high": 5}, "must be above the lowest"),
+    ],
+)
+def test_a_round_that_cannot_be_is_refused_with_the_reason(
+    manager: Client, project: Project, written: Policy, kind: str, changes: dict[str, Any], message: str
+) -> None:
+    before = Round.objects.count()
+    response = manager.post(new_round(project, kind), filled(**changes))
+    assert response.status_code == 422
+    assert message in response.content.decode()
+    assert Round.objects.count() == before
+
+
+def test_a_project_whose_prompts_have_no_completions_is_refused(manager: Client, project: Project) -> None:
+    judged.make_prompt(project, "Hi.")
+    response = manager.post(new_round(project, "comparison"), filled())
+    assert response.status_code == 422
+    assert not Round.objects.exists()
+    assert not Protocol.objects.exists()
