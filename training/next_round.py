@@ -82,7 +82,7 @@ def with_gate(*, train: int, test: int, held_out: int) -> tuple[int, int]:
     >>> with_gate(train=180, test=20, held_out=100)
     (140, 40)
     >>> with_gate(train=180, test=20, held_out=30)
-    (170, 10)
+    (150, 30)
     """
-    gate = min(round(GATE_SHARE * (train + test)), max(0, held_out - test), max(0, train - 1))
+    gate = min(round(GATE_SHARE * (train + test)), held_out, max(0, train - 1))
     return train - gate, gate
