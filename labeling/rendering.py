@@ -31,6 +31,7 @@ _TAGS = {
     *("p", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6", "blockquote", "ul", "ol", "li"),
     *("em", "strong", "s", "code", "pre", "span", "a", "table", "thead", "tbody", "tr", "th", "td"),
 }
+_ADDRESS = re.compile(r"(?:https?://|mailto:)", re.IGNORECASE)
 _CODE_CLASSES = {name for name in STANDARD_TYPES.values() if name}
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufeff]")
@@ -117,9 +118,15 @@ def _sanitised(html: str) -> str:
         html,
         tags=_TAGS,
         attributes={"a": {"href", "title"}, "ol": {"start"}},
+        attribute_filter=_no_address_of_ours,
         allowed_classes={"span": _CODE_CLASSES},
         url_schemes={"http", "https", "mailto"},
         set_tag_attribute_values={"a": {"target": "_blank"}},
         link_rel="noopener noreferrer nofollow",
         strip_comments=True,
     )
+
+
+def _no_address_of_ours(_tag: str, attribute: str, value: str) -> str | None:
+    """Links lead elsewhere or nowhere: a relative one would be a way into these pages."""
+    return value if attribute != "href" or _ADDRESS.match(value) else None

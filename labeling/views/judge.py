@@ -123,7 +123,7 @@ def _round(request: RaterRequest, pk: int) -> Round:
 
 def _assignment(request: RaterRequest, pk: int) -> Assignment:
     """An assignment of a project that the user belongs to, or 404. Whose it is, the activities ask."""
-    found = Assignment.objects.select_related("round__project", "round__protocol")
+    found = Assignment.objects.select_related("round__protocol")
     if not request.user.is_superuser:
         found = found.filter(round__project__memberships__user_id=request.user.pk)
     return get_object_or_404(found, pk=pk)

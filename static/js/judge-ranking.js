@@ -44,41 +44,34 @@
     focused?.focus();
     text.scrollIntoView({ block: "nearest" });
   };
-  const keepTies = (text) => {
-    // Whoever was tied with this one stays tied with its neighbours, not with a stranger.
-    const next = text.nextElementSibling;
-    if (next?.classList.contains("tied") && !text.classList.contains("tied")) next.classList.remove("tied");
-    text.classList.remove("tied");
+  // Who moves leaves a tie; the others of it stay tied among themselves, and never with a newcomer.
+  const untie = (text) => text?.classList.remove("tied");
+  const lift = (text) => {
+    if (!text.classList.contains("tied")) untie(text.nextElementSibling);
+    untie(text);
+  };
+  const land = (text) => untie(text.nextElementSibling);
+  const place = (text, put) => {
+    const focused = document.activeElement;
+    lift(text);
+    put();
+    land(text);
+    settle(text, focused);
   };
   const move = (text, step) => {
     const neighbour = step < 0 ? text.previousElementSibling : text.nextElementSibling;
-    if (!neighbour) return;
-    const focused = document.activeElement;
-    keepTies(text);
-    if (step < 0) neighbour.before(text);
-    else neighbour.after(text);
-    if (step > 0 && text.nextElementSibling?.classList.contains("tied")) text.nextElementSibling.classList.remove("tied");
-    settle(text, focused);
+    if (neighbour) place(text, () => (step < 0 ? neighbour.before(text) : neighbour.after(text)));
   };
   const tie = (text) => {
     if (list().dataset.ties !== "yes" || ranked().indexOf(text) < 1) return;
     text.classList.toggle("tied");
     settle(text, document.activeElement);
   };
-  const putAt = (text, rank) => {
-    const focused = document.activeElement;
-    keepTies(text);
-    const others = ranked().filter((t) => t !== text);
-    const before = others.filter((t) => !t.classList.contains("tied"))[rank - 1];
-    (before ?? line()).before(text);
-    settle(text, focused);
-  };
-  const takeOut = (text) => {
-    const focused = document.activeElement;
-    keepTies(text);
-    list().append(text);
-    settle(text, focused);
-  };
+  const putAt = (text, rank) => place(text, () => {
+    const heads = ranked().filter((t) => t !== text && !t.classList.contains("tied"));
+    (heads[rank - 1] ?? line()).before(text);
+  });
+  const takeOut = (text) => place(text, () => list().append(text));
 
   const toText = (step) => {
     const all = texts();
@@ -129,10 +122,9 @@
       filter: "input, button",
       preventOnFilter: false,
       animation: matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : 120,
-      onStart: ({ item }) => { if (item.matches(".rankable")) keepTies(item); },
+      onStart: ({ item }) => lift(item),
       onEnd: ({ item }) => {
-        const next = item.nextElementSibling;
-        if (next?.classList.contains("tied")) next.classList.remove("tied");
+        land(item);
         number();
         if (item.matches(".rankable")) say(item);
       },
