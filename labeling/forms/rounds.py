@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from django import forms
+from django.db.models import QuerySet
 from django.forms.boundfield import BoundField
 from django.utils.text import slugify
 
@@ -69,7 +70,7 @@ class RoundForm(forms.Form):
         ],
         help_text="New ones need a running training worker; raters can start when they are written.",
     )
-    new_policy = forms.ModelChoiceField(
+    new_policy: forms.ModelChoiceField = forms.ModelChoiceField(
         queryset=None,
         required=False,
         label="New policy",
@@ -186,9 +187,11 @@ class RoundForm(forms.Form):
         )
 
 
-def candidates(project: Project) -> Any:
+def candidates(project: Project) -> QuerySet[Policy]:
     """Policies that can be put against the current one, the newest first."""
-    others = Policy.objects.filter(project=project).exclude(pk=project.current_policy_id)
+    others = Policy.objects.filter(project=project)
+    if project.current_policy_id is not None:
+        others = others.exclude(pk=project.current_policy_id)
     return others.exclude(state=Policy.State.EXTERNAL).order_by("-pk")
 
 

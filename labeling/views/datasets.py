@@ -73,7 +73,7 @@ def _closed_rounds(project: Project) -> QuerySet[Round]:
 def _defaults(request: HttpRequest, project: Project, closed: QuerySet[Round]) -> dict[str, Any]:
     """The round that a link names, else the latest; and a name that is free."""
     asked = request.GET.get("round", "")
-    number = int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 19 else None
+    number = int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 19 else 0
     chosen = closed.filter(pk=number).first() or closed.first()
     name = f"Round {chosen.number}" if chosen else ""
     taken = set(PreferenceDataset.objects.filter(project=project).values_list("name", flat=True))

@@ -66,12 +66,13 @@ def test_those_who_are_not_signed_in_are_asked_to(client: Client, dataset: Prefe
 
 
 def test_what_is_not_there_is_not_found(manager: Client, project: Project) -> None:
-    for name, args in [
+    missing: list[tuple[str, list[str]]] = [
         ("dataset_new", ["none"]),
-        ("dataset", [999]),
-        ("dataset_zip", [999]),
-        ("dataset_file", [999, "manifest.json"]),
-    ]:
+        ("dataset", ["999"]),
+        ("dataset_zip", ["999"]),
+        ("dataset_file", ["999", "manifest.json"]),
+    ]
+    for name, args in missing:
         assert manager.get(reverse(name, args=args)).status_code == 404
 
 
@@ -87,7 +88,7 @@ def test_a_round_is_frozen_from_the_forms_own_defaults(
     form = manager.get(address).context["form"]
     response = manager.post(address, form.initial)
     made = PreferenceDataset.objects.get()
-    assert response.url == made.get_absolute_url()
+    assert response["Location"] == made.get_absolute_url()
     assert (made.name, made.rule, list(made.rounds.all())) == ("Round 1", "majority", [round])
     verify(folder_of(made), digest=made.digest)
 
