@@ -20,6 +20,11 @@ class PolicyRefused(Exception):
     """This cannot be a policy; the message says why and what to do."""
 
 
+def starter_folder() -> Path:
+    """Where the embedded default policy is, in the form that is stored."""
+    return Path(settings.STARTER_POLICY).resolve()
+
+
 def check_location(location: str) -> str:
     """A folder of a model on this machine, or a hub id, in the form that is stored."""
     location = location.strip()
@@ -39,7 +44,7 @@ def _check_folder(path: Path) -> Path:
     roots = [
         *map(Path, settings.MODEL_DIRS),
         Path(settings.RUNS_DIR).resolve(),
-        Path(settings.STARTER_POLICY),
+        starter_folder(),
     ]
     if not path.is_absolute() or not any(folder.is_relative_to(root) for root in roots):
         raise PolicyRefused(
@@ -92,7 +97,7 @@ def choose_policy(*, project: Project, location: str) -> Policy:
 
 
 def _free_name(project: Project, location: str) -> str:
-    is_starter = location == str(Path(settings.STARTER_POLICY).resolve())
+    is_starter = location == str(starter_folder())
     name = "starter" if is_starter else Path(location).name[:100]
     taken = set(project.policies.filter(name__startswith=name).values_list("name", flat=True))
     names = [name, *(f"{name} {number}" for number in range(2, len(taken) + 2))]

@@ -1,4 +1,4 @@
-"""Projects: make one, say who belongs to it, change what it holds out. Protocols and policies have modules."""
+"""Projects: make one, say who belongs to it, change what it holds out."""
 
 from django.contrib.auth.models import User
 from django.db import transaction

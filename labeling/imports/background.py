@@ -1,4 +1,4 @@
-"""Imports from a browser: a thread of the web process reads the file, and the row of the import tells how far.
+"""Imports from a browser: a thread of the web process reads the file, and the import's row tells how far.
 
 The thread holds a lock on the uploaded file, which the system releases when the process dies, however it
 dies. So an import whose row says that it is under way, and whose file nobody holds, was interrupted; its one

@@ -18,8 +18,9 @@ LISTED = 20
 
 class Command(BaseCommand):
     help = (
-        "Import a file into a project. The form is recognised: prompts (TXT, CSV, JSONL), preference pairs in "
-        "TRL's forms (JSONL, CSV), rankings (JSONL), Open-Assistant trees. Importing a file twice changes nothing."
+        "Import a file into a project. The form is recognised: prompts (TXT, CSV, JSONL), preference "
+        "pairs in TRL's forms (JSONL, CSV), rankings (JSONL), Open-Assistant trees. Importing a file "
+        "twice changes nothing."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:

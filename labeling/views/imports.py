@@ -1,0 +1,77 @@
+"""Files come in: a manager uploads one, watches it being read, and sees what came of it."""
+
+from django.conf import settings
+from django.contrib.auth.decorators import login_required
+from django.contrib.auth.models import User
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_http_methods, require_safe
+from django_htmx.middleware import HtmxDetails
+
+from labeling.forms.imports import ImportForm
+from labeling.imports.background import mark_interrupted, start_import
+from labeling.imports.recognise import TITLES, Form
+from labeling.models import Import, Project, Round
+
+LISTED = 20  # earlier imports on the page
+
+
+class ManagerRequest(HttpRequest):
+    user: User
+    htmx: HtmxDetails
+
+
+@never_cache
+@login_required
+@require_http_methods(["GET", "HEAD", "POST"])
+def import_new(request: ManagerRequest, slug: str) -> HttpResponse:
+    project = get_object_or_404(Project.objects.managed_by(request.user), slug=slug)
+    form = ImportForm(request.POST or None, request.FILES or None)
+    if request.method == "POST" and form.is_valid():
+        started = start_import(
+            project=project,
+            upload=form.cleaned_data["file"],
+            form=form.cleaned_data["form"],
+            keep_good=form.cleaned_data["keep_good"],
+            created_by=request.user,
+        )
+        return redirect("import_report", started.pk)
+    earlier = list(project.imports.select_related("created_by")[:LISTED])
+    mark_interrupted(earlier)
+    context = {
+        "project": project,
+        "form": form,
+        "imports": earlier,
+        "forms": [{"title": TITLES[known]} for known in Form],
+        "limit": settings.IMPORT_MAX_BYTES,
+        "prompts": project.prompts.count(),
+    }
+    return render(request, "labeling/import_new.html", context, status=422 if form.errors else 200)
+
+
+@never_cache
+@login_required
+@require_safe
+def import_report(request: ManagerRequest, pk: int) -> HttpResponse:
+    """The page; for htmx the part that moves."""
+    found = get_object_or_404(
+        Import.objects.managed_by(request.user).select_related("project", "created_by"), pk=pk
+    )
+    mark_interrupted([found])
+    report = found.report
+    context = {
+        "project": found.project,
+        "import": found,
+        "report": report,
+        "form": TITLES.get(Form(found.form)) if found.form in Form else "",
+        "round": Round.objects.filter(pk=report.get("round")).first() if report.get("round") else None,
+        "more_refused": max(0, report.get("refused", 0) - len(report.get("refusals", []))),
+        "nothing_new": found.state == Import.State.COMPLETE and not _created(report),
+    }
+    template = "labeling/_import.html" if request.htmx else "labeling/import.html"
+    return render(request, template, context)
+
+
+def _created(report: dict[str, dict[str, int]]) -> int:
+    return sum(report[kind]["created"] for kind in ("prompts", "completions", "comparisons", "rankings"))
