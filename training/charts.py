@@ -144,7 +144,7 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     >>> nice_ticks(3, 3)
     [2.0, 3.0, 4.0]
     """
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
+    if high - low <= max(1e-9 * max(abs(low), abs(high)), 1e-300):
         low, high = low - 1, low + 1
         wanted = 2
     rough = (high - low) / wanted

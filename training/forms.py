@@ -113,7 +113,8 @@ class RunForm(forms.Form):
         self.fields["dataset"].queryset = project.datasets.order_by("-pk")
         self.fields["policy"].queryset = policies
         self.fields["reward_model"].queryset = reward_models(project)
-        self.initial.setdefault("reward_model", reward_models(project).first())
+        self.initial.setdefault("dataset", self.fields["dataset"].queryset.first())
+        self.initial.setdefault("reward_model", self.fields["reward_model"].queryset.first())
         if method != Run.Method.DPO:
             for name in ("reward_model", "then_next_round", *OF_DPO, *SAMPLING):
                 del self.fields[name]

@@ -1,7 +1,7 @@
 """Charts: figures land where they belong, labels can be read, and text stays text."""
 
 import xml.etree.ElementTree as ElementTree
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 from django.template.loader import render_to_string
@@ -57,7 +57,7 @@ def test_ticks_cover_what_they_are_for_in_even_steps(one: float, other: float) -
     slack = 1e-6 * max(abs(low), abs(high), 1)
     assert ticks[0] <= low + slack and ticks[-1] >= high - slack
     assert 2 <= len(ticks) <= 12
-    steps = [b - a for a, b in zip(ticks, ticks[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(ticks)]
     assert max(steps) == pytest.approx(min(steps), rel=1e-3, abs=slack)
 
 

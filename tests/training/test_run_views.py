@@ -1,0 +1,376 @@
+"""Runs in the browser: who may see and do what, and what the page says in each state."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from labeling.models import Project
+from tests import factories
+from tests.training.stage import make_dataset, make_run, make_starter
+from training.models import Artifact, Metric, Run, Worker
+
+State = Run.State
+FORM_OF = {"start": State.READY, "cancel": State.QUEUED, "resume": State.CANCELLED}
+AFTER = {"start": State.QUEUED, "cancel": State.CANCELLED, "resume": State.CHECKING}
+
+
+@pytest.fixture
+def run(project: Project, ann: User) -> Run:
+    return make_run(project, ann, start_when_ready=False)
+
+
+@pytest.fixture
+def manager(client: Client, mia: User) -> Client:
+    client.force_login(mia)
+    return client
+
+
+def put_in(run: Run, state: str, **values: Any) -> Run:
+    if state == State.RUNNING:
+        values = {"worker": "w", "leased_until": timezone.now() + timedelta(minutes=5), **values}
+    Run.objects.filter(pk=run.pk).update(state=state, **values)
+    run.refresh_from_db()
+    return run
+
+
+def settings_of(page: Any, **changes: Any) -> dict[str, Any]:
+    """What a browser would post: the form as it came, with some changes."""
+    form = page.context["form"]
+    values = {name: form[name].value() for name in form.fields}
+    posted = {name: getattr(v, "pk", v) for name, v in {**values, **changes}.items()}
+    return {name: value for name, value in posted.items() if value not in (None, "") and value is not False}
+
+
+# ---- a new run
+
+
+def test_the_form_comes_with_settings_that_work(manager: Client, project: Project, ann: User) -> None:
+    make_starter(project)
+    dataset = make_dataset(project, ann)
+    address = reverse("run_new", args=[project.slug])
+    page = manager.get(address, {"method": "dpo"})
+    answer = manager.post(f"{address}?method=dpo", settings_of(page, seed=7, beta=0.3))
+    run = Run.objects.get()
+    assert answer.headers["Location"] == run.get_absolute_url()
+    assert (run.method, run.state, run.dataset) == ("dpo", State.CHECKING, dataset)
+    assert run.config["seed"] == 7
+    assert run.config["training"]["beta"] == 0.3
+    assert run.policy == project.current_policy
+    assert run.created_by and run.created_by.username == "mia"
+    assert run.then_next_round and not run.start_when_ready
+
+
+def test_the_method_decides_which_settings_are_asked_for(
+    manager: Client, project: Project, ann: User
+) -> None:
+    make_starter(project)
+    make_dataset(project, ann)
+    address = reverse("run_new", args=[project.slug])
+    assert 'name="beta"' in manager.get(address, {"method": "dpo"}).content.decode()
+    assert 'name="beta"' not in manager.get(address, {"method": "reward_model"}).content.decode()
+
+
+def test_a_link_can_choose_the_dataset(manager: Client, project: Project, ann: User) -> None:
+    make_starter(project)
+    older = make_dataset(project, ann, "older")
+    make_dataset(project, ann, "newer")
+    page = manager.get(reverse("run_new", args=[project.slug]), {"dataset": older.pk})
+    assert f'<option value="{older.pk}" selected>older' in page.content.decode()
+
+
+@pytest.mark.parametrize("query", ["method=ppo", "dataset=x&policy=-1", f"dataset={10**18}", "method="])
+def test_an_odd_link_to_the_form_shows_the_plain_form(
+    query: str, manager: Client, project: Project, ann: User
+) -> None:
+    make_starter(project)
+    make_dataset(project, ann)
+    assert manager.get(f"{reverse('run_new', args=[project.slug])}?{query}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"learning_rate": 5}, "learning_rate is 5.0: above 0, below 1"),
+        ({"learning_rate": ""}, "This field is required."),
+        ({"dataset": 999}, "Select a valid choice"),
+        ({"epochs": "many"}, "Enter a number."),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_where_it_stands(
+    changes: dict[str, Any], said: str, manager: Client, project: Project, ann: User
+) -> None:
+    make_starter(project)
+    make_dataset(project, ann)
+    address = reverse("run_new", args=[project.slug])
+    answer = manager.post(address, settings_of(manager.get(address), **changes))
+    assert answer.status_code == 422
+    assert said in answer.content.decode()
+    assert not Run.objects.exists()
+
+
+def test_a_dataset_of_another_project_cannot_be_chosen(manager: Client, project: Project, ann: User) -> None:
+    make_starter(project)
+    make_dataset(project, ann)
+    other = factories.make_project("Others")
+    foreign = make_dataset(other, ann)
+    address = reverse("run_new", args=[project.slug])
+    answer = manager.post(address, settings_of(manager.get(address), dataset=foreign))
+    assert answer.status_code == 422
+    assert "others" not in answer.content.decode().lower()
+
+
+def test_without_a_dataset_the_page_says_what_is_missing(manager: Client, project: Project) -> None:
+    page = manager.get(reverse("run_new", args=[project.slug])).content.decode()
+    assert "there is none yet" in page and 'name="learning_rate"' not in page
+
+
+@pytest.mark.parametrize("name", ["ann", "zed"])
+def test_only_managers_may_ask_for_a_run(
+    name: str, client: Client, project: Project, request: pytest.FixtureRequest
+) -> None:
+    client.force_login(request.getfixturevalue(name))
+    address = reverse("run_new", args=[project.slug])
+    assert client.get(address).status_code == client.post(address).status_code == 404
+
+
+def test_a_new_run_of_no_project_is_not_found(manager: Client) -> None:
+    assert manager.get(reverse("run_new", args=["nowhere"])).status_code == 404
+
+
+def test_a_new_run_is_not_deleted(manager: Client, project: Project) -> None:
+    assert manager.delete(reverse("run_new", args=[project.slug])).status_code == 405
+
+
+# ---- the page of a run
+
+
+@pytest.mark.parametrize("state", State.values)
+def test_a_run_has_a_page_in_every_state(state: str, manager: Client, run: Run) -> None:
+    page = manager.get(put_in(run, state, total_steps=10, step=5).get_absolute_url())
+    assert page.status_code == 200
+    assert State(state).label in page.content.decode()
+
+
+def test_htmx_gets_the_state_alone(manager: Client, run: Run) -> None:
+    fragment = manager.get(run.get_absolute_url(), headers={"HX-Request": "true"}).content.decode()
+    assert 'id="run-state"' in fragment and "<html" not in fragment
+
+
+@pytest.mark.parametrize(
+    ("state", "offered"),
+    [
+        (State.CHECKING, {"cancel"}),
+        (State.READY, {"start", "cancel"}),
+        (State.REFUSED, {"resume"}),
+        (State.RUNNING, {"cancel"}),
+        (State.FAILED, {"resume"}),
+        (State.CANCELLED, {"resume"}),
+        (State.COMPLETE, set()),
+    ],
+)
+def test_the_page_offers_what_the_state_allows(
+    state: str, offered: set[str], manager: Client, run: Run
+) -> None:
+    page = manager.get(put_in(run, state).get_absolute_url()).content.decode()
+    shown = {name for name in FORM_OF if f'action="{reverse(f"run_{name}", args=[run.pk])}"' in page}
+    assert shown == offered
+
+
+def test_the_check_is_told_row_by_row_with_its_findings(manager: Client, run: Run) -> None:
+    preflight = {
+        "ok": False,
+        "errors": [{"what": "All 40 rows are ties.", "where": "pairs.train", "do": "Judge more tasks."}],
+        "warnings": ["3 prompts are on both sides of the split."],
+        "rows": {"pairs": {"train": {"kept": 4120, "dropped": 17, "longest": 300, "ties": 40}}},
+        "template": {"sample": "<|im_start|>user\nHi", "bos": 2, "eos_is_last": False},
+        "estimate": {"seconds": 600, "memory_bytes": 3_000_000_000, "steps": 1040, "device": "cpu"},
+    }
+    page = manager.get(put_in(run, State.REFUSED, preflight=preflight).get_absolute_url()).content.decode()
+    for said in (
+        "All 40 rows are ties.", "Judge more tasks.", "pairs.train", "3 prompts are on both sides", "4,120",
+        "17", "&lt;|im_start|&gt;user", "2 BOS tokens", "does not end with EOS", "10 min", "2.8", "1,040",
+    ):  # fmt: skip
+        assert said in page, said
+
+
+def test_a_failed_run_tells_its_reason_and_its_last_words_as_text(manager: Client, run: Run) -> None:
+    put_in(run, State.FAILED, message="The disk is full.", stderr_tail="<script>alert(1)</script>")
+    page = manager.get(run.get_absolute_url()).content.decode()
+    assert "The disk is full." in page
+    assert "&lt;script&gt;alert(1)" in page and "<script>alert(1)" not in page
+
+
+def test_the_last_value_of_each_metric_is_there_without_javascript(manager: Client, run: Run) -> None:
+    Metric.objects.create(run=run, seq=1, step=5, values={"loss": 0.7})
+    Metric.objects.create(run=run, seq=2, step=10, values={"loss": 0.25, "eval_loss": 0.5})
+    assert manager.get(run.get_absolute_url()).context["last_values"] == [
+        ("eval_loss", 0.5, 10),
+        ("loss", 0.25, 10),
+    ]
+
+
+def test_time_left_follows_the_pace_of_the_last_lines(manager: Client, run: Run) -> None:
+    put_in(run, State.RUNNING, step=20, total_steps=80)
+    for seq, ago in ((1, 30), (2, 0)):
+        line = Metric.objects.create(run=run, seq=seq, step=seq * 10, values={})
+        Metric.objects.filter(pk=line.pk).update(created_at=timezone.now() - timedelta(seconds=ago))
+    assert "about 3 min left" in manager.get(run.get_absolute_url()).content.decode()
+
+
+def test_a_reward_model_is_shown_beside_the_raters(manager: Client, project: Project, ann: User) -> None:
+    run = make_run(project, ann, Run.Method.REWARD_MODEL)
+    evaluation = {
+        "accuracy": 0.74,
+        "low": 0.6,
+        "high": 0.85,
+        "pairs": 41,
+        "by_strength": {"1": {"accuracy": 0.55, "pairs": 20}, "4": {"accuracy": 0.93, "pairs": 21}},
+        "calibration": [{"low": 0.5, "high": 0.6, "predicted": 0.56, "observed": 0.52, "count": 30}],
+        "length_baseline_accuracy": 0.51,
+    }
+    page = manager.get(put_in(run, State.COMPLETE, evaluation=evaluation).get_absolute_url()).content.decode()
+    for said in ("74 %", "60 % to 85 %", "41", "slightly", "far", "55 %", "93 %", "56 %", "52 %", "51 %"):
+        assert said in page, said
+
+
+def test_a_policy_is_shown_against_the_one_before(manager: Client, run: Run) -> None:
+    evaluation = {
+        "prompts": 64,
+        "kl": 7.84,
+        "win_rate_reward_model": 0.88,
+        "win_rate_low": 0.8,
+        "win_rate_high": 0.94,
+        "reward_new": 1.92,
+        "reward_old": 0.11,
+        "length_new": 48.2,
+        "length_old": 41.7,
+        "eos_rate_new": 0.98,
+        "eos_rate_old": 0.91,
+    }
+    page = manager.get(put_in(run, State.COMPLETE, evaluation=evaluation).get_absolute_url()).content.decode()
+    for said in ("88 %", "80 % to 94 %", "7.84", "1.92", "0.11", "48.2", "41.7", "98 %", "91 %", "64"):
+        assert said in page, said
+
+
+@pytest.mark.parametrize(
+    "evaluation", [{"accuracy": "much"}, {"accuracy": None, "calibration": 3}, {"kl": None}, {"kl": 2}]
+)
+def test_an_evaluation_of_another_version_breaks_no_page(
+    evaluation: dict[str, Any], manager: Client, run: Run
+) -> None:
+    assert (
+        manager.get(put_in(run, State.COMPLETE, evaluation=evaluation).get_absolute_url()).status_code == 200
+    )
+
+
+def test_lineage_is_told_with_what_the_run_left(manager: Client, run: Run) -> None:
+    Artifact.objects.create(
+        run=run, kind="reward_model", folder="/runs/1/model", lineage={"versions": {"torch": "2.13.0"}}
+    )
+    page = manager.get(put_in(run, State.COMPLETE).get_absolute_url()).content.decode()
+    assert run.dataset is not None
+    for said in (run.dataset.digest, "starter", "torch 2.13.0", "/runs/1/model"):
+        assert said in page, said
+
+
+def test_the_page_says_when_no_worker_is_alive(manager: Client, run: Run) -> None:
+    notice = "No training worker is alive"
+    assert notice in manager.get(run.get_absolute_url()).content.decode()
+    assert notice in manager.get(reverse("worker_notice")).content.decode()
+    Worker.objects.create(name="w", device="cpu", seen_at=timezone.now())
+    assert notice not in manager.get(run.get_absolute_url()).content.decode()
+    assert notice not in manager.get(reverse("worker_notice")).content.decode()
+
+
+@pytest.mark.parametrize("name", ["ann", "zed"])
+def test_nobody_else_sees_a_run_or_its_workers(
+    name: str, client: Client, run: Run, request: pytest.FixtureRequest
+) -> None:
+    client.force_login(request.getfixturevalue(name))
+    assert client.get(run.get_absolute_url()).status_code == 404
+    assert client.get(reverse("worker_notice")).status_code == 404
+
+
+def test_a_manager_of_another_project_does_not_see_a_run(client: Client, run: Run) -> None:
+    client.force_login(factories.make_user("max", factories.make_project("Others"), "manager"))
+    assert client.get(run.get_absolute_url()).status_code == 404
+
+
+def test_a_visitor_is_asked_to_sign_in(client: Client, run: Run) -> None:
+    assert client.get(run.get_absolute_url()).headers["Location"].startswith(reverse("login"))
+
+
+@pytest.mark.parametrize("run_id", [999, 10**25])
+def test_a_run_that_is_not_there_is_not_found(run_id: int, manager: Client) -> None:
+    assert manager.get(reverse("run", args=[run_id])).status_code == 404
+
+
+def test_a_run_page_takes_no_post(manager: Client, run: Run) -> None:
+    assert manager.post(run.get_absolute_url()).status_code == 405
+
+
+# ---- start, cancel, resume
+
+
+@pytest.mark.parametrize("action", FORM_OF)
+def test_a_button_moves_the_run_and_comes_back_to_it(action: str, manager: Client, run: Run) -> None:
+    put_in(run, FORM_OF[action])
+    answer = manager.post(reverse(f"run_{action}", args=[run.pk]))
+    run.refresh_from_db()
+    assert answer.headers["Location"] == run.get_absolute_url()
+    assert run.state == AFTER[action]
+
+
+@pytest.mark.parametrize("action", FORM_OF)
+def test_with_htmx_a_button_answers_with_the_new_state(action: str, manager: Client, run: Run) -> None:
+    put_in(run, FORM_OF[action])
+    answer = manager.post(reverse(f"run_{action}", args=[run.pk]), headers={"HX-Request": "true"})
+    assert answer.status_code == 200
+    assert State(AFTER[action]).label in answer.content.decode()
+
+
+@pytest.mark.parametrize("action", FORM_OF)
+def test_what_cannot_be_done_is_said_and_changes_nothing(action: str, manager: Client, run: Run) -> None:
+    put_in(run, State.COMPLETE)
+    address = reverse(f"run_{action}", args=[run.pk])
+    fragment = manager.post(address, headers={"HX-Request": "true"})
+    assert fragment.status_code == 409 and "is complete" in fragment.content.decode()
+    assert "is complete" in manager.post(address, follow=True).content.decode()
+    run.refresh_from_db()
+    assert run.state == State.COMPLETE
+
+
+def test_a_running_run_is_asked_to_stop_and_says_so(manager: Client, run: Run) -> None:
+    put_in(run, State.RUNNING)
+    page = manager.post(reverse("run_cancel", args=[run.pk]), follow=True).content.decode()
+    run.refresh_from_db()
+    assert run.state == State.RUNNING and run.cancel_asked
+    assert "saving first" in page
+    assert reverse("run_cancel", args=[run.pk]) not in page
+
+
+@pytest.mark.parametrize("name", ["ann", "zed"])
+@pytest.mark.parametrize("action", FORM_OF)
+def test_nobody_else_moves_a_run(
+    action: str, name: str, client: Client, run: Run, request: pytest.FixtureRequest
+) -> None:
+    put_in(run, FORM_OF[action])
+    client.force_login(request.getfixturevalue(name))
+    assert client.post(reverse(f"run_{action}", args=[run.pk])).status_code == 404
+    run.refresh_from_db()
+    assert run.state == FORM_OF[action]
+
+
+@pytest.mark.parametrize("action", FORM_OF)
+def test_a_run_that_is_not_there_cannot_be_moved(action: str, manager: Client) -> None:
+    assert manager.post(reverse(f"run_{action}", args=[999])).status_code == 404
+
+
+@pytest.mark.parametrize("action", FORM_OF)
+def test_looking_at_a_button_moves_nothing(action: str, manager: Client, run: Run) -> None:
+    assert manager.get(reverse(f"run_{action}", args=[run.pk])).status_code == 405
