@@ -14,6 +14,7 @@ class Command(BaseCommand):
         "Run queued training and sampling on one device. Ctrl-C saves a checkpoint, puts the run back into "
         "the queue and ends; a second Ctrl-C ends at once."
     )
+    requires_system_checks = []  # they would load every page of the site
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--batch", action="store_true", help="end when nothing is left to do")
