@@ -374,3 +374,35 @@ def test_a_run_that_is_not_there_cannot_be_moved(action: str, manager: Client) -
 @pytest.mark.parametrize("action", FORM_OF)
 def test_looking_at_a_button_moves_nothing(action: str, manager: Client, run: Run) -> None:
     assert manager.get(reverse(f"run_{action}", args=[run.pk])).status_code == 405
+
+
+# ---- the files of the GPU side
+
+
+@pytest.mark.training
+def test_the_page_reads_what_the_evaluation_writes(manager: Client, project: Project, ann: User) -> None:
+    """Both sides by their own code: a name that only one of them knows would leave a gap on the page."""
+    evaluation = pytest.importorskip("training.rlhf.evaluation")
+    from training.rlhf.data import Comparison, Element
+
+    elements = [
+        Element(
+            table="pairs",
+            line=n,
+            prompt=[{"role": "user", "content": "?"}],
+            completions=[
+                [{"role": "assistant", "content": "a" * n}],
+                [{"role": "assistant", "content": "b"}],
+            ],
+            comparisons=[Comparison(chosen=0, rejected=1, margin=1.0, weight=1.0, p=1.0)],
+            strength=1 + n % 4,
+        )
+        for n in range(2, 10)
+    ]
+    figures = evaluation.reward_figures(elements, [0.5, 0.1] * 6 + [0.1, 0.5] * 2)
+    run = make_run(project, ann, Run.Method.REWARD_MODEL)
+    page = manager.get(put_in(run, State.COMPLETE, evaluation=figures).get_absolute_url())
+    shown = page.context["reward_evaluation"]
+    assert (shown.accuracy, shown.pairs, shown.length_baseline) == (0.75, 8, 1.0)
+    assert [row[0] for row in shown.by_strength.rows] == ["slightly", "somewhat", "clearly", "far"]
+    assert sum(int(row[2]) for row in shown.calibration.rows) == 8

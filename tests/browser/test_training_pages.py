@@ -1,0 +1,253 @@
+"""The run page in a real browser: figures arrive while it is open, survive reload and restart of the server."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import uvicorn
+from django.contrib.auth.models import User
+from django.utils import timezone
+from playwright.sync_api import Page, expect
+
+from labeling.models import Project
+from tests.training.stage import make_dataset, make_run, make_starter
+from training.models import Metric, Run, Worker
+
+PHONE = {"width": 390, "height": 844}
+
+
+@pytest.fixture
+def run(project: Project, ann: User) -> Run:
+    """A run that trains: step 10 of 50."""
+    run = make_run(project, ann, start_when_ready=False)
+    return put_in(run, "running", step=10, total_steps=50, message="Training")
+
+
+def put_in(run: Run, state: str, **values: Any) -> Run:
+
+    if state == "running":
+        values |= {"worker": "w", "leased_until": timezone.now() + timedelta(minutes=10)}
+    Run.objects.filter(pk=run.pk).update(state=state, **values)
+    run.refresh_from_db()
+    return run
+
+
+def report(run: Run, seq: int, **values: float) -> None:
+    """What the worker stores when the trainer has written a line."""
+    Metric.objects.create(run=run, seq=seq, step=seq * 5, values=values)
+    Run.objects.filter(pk=run.pk).update(step=seq * 5, last_seq=seq)
+
+
+def value_of(page: Page, metric: str) -> Any:
+    return page.locator(f'#run-values tr[data-metric="{metric}"] td').first
+
+
+def chart(page: Page, title: str) -> Any:
+    return page.locator(".live-chart", has_text=title)
+
+
+def test_figures_appear_in_charts_and_table_while_the_page_is_open(
+    page: Page, sign_in: Callable[..., None], mia: User, run: Run
+) -> None:
+    sign_in(page, mia)
+    page.goto(run.get_absolute_url())
+    expect(page.get_by_text("Figures appear here")).to_be_visible()
+    report(run, 1, loss=0.6931)
+    report(run, 2, loss=0.4, **{"rewards/accuracies": 0.55, "rewards/margins": 0.1})
+    report(run, 3, loss=0.3, **{"rewards/accuracies": 0.75, "rewards/margins": 0.4})
+    expect(chart(page, "Loss").locator("canvas")).to_be_visible()
+    expect(chart(page, "Reward accuracy").locator("canvas")).to_be_visible()
+    expect(chart(page, "Reward margin").get_by_role("listitem").first).to_have_text("training 0.4")
+    page.get_by_text("Last values").click()
+    expect(value_of(page, "loss")).to_have_text("0.3")
+    expect(page.locator("#run-step")).to_have_text("Step 15 of 50")
+    page.reload()
+    expect(chart(page, "Loss").locator("canvas")).to_be_visible()
+    report(run, 4, loss=0.2)
+    page.get_by_text("Last values").click()
+    expect(value_of(page, "loss")).to_have_text("0.2")
+
+
+def test_the_page_shows_a_new_state_with_its_buttons_by_itself(
+    page: Page, sign_in: Callable[..., None], mia: User, run: Run
+) -> None:
+    sign_in(page, mia)
+    page.goto(run.get_absolute_url())
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    put_in(run, "failed", message="The disk is full.")
+    expect(page.get_by_role("button", name="Resume")).to_be_visible()
+    expect(page.get_by_text("The disk is full.")).to_be_visible()
+    expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
+
+
+def test_a_click_cancels_and_two_browsers_see_it(
+    page: Page, new_page: Callable[..., Page], sign_in: Callable[..., None], mia: User, run: Run
+) -> None:
+    put_in(run, "queued", worker="", leased_until=None)
+    other = new_page()
+    for browser in (page, other):
+        sign_in(browser, mia)
+        browser.goto(run.get_absolute_url())
+        expect(browser.get_by_role("button", name="Cancel")).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+    for browser in (page, other):
+        expect(browser.get_by_text("Cancelled before it started.")).to_be_visible()
+
+
+def test_hostile_names_of_metrics_and_messages_stay_text(
+    page: Page, sign_in: Callable[..., None], mia: User, run: Run
+) -> None:
+    hostile = "<img src=x onerror=alert(1)>"
+    sign_in(page, mia)
+    page.goto(run.get_absolute_url())
+    report(run, 1, **{hostile: 1.0})
+    Run.objects.filter(pk=run.pk).update(message=hostile)
+    page.get_by_text("Last values").click()
+    expect(page.get_by_role("rowheader", name=hostile)).to_be_visible()
+    expect(page.locator("#run-message")).to_have_text(hostile)
+    expect(page.locator("main img")).to_have_count(0)
+
+
+def test_a_rater_hears_nothing_on_the_socket(
+    page: Page, sign_in: Callable[..., None], ann: User, run: Run
+) -> None:
+    report(run, 1, loss=0.5)
+    sign_in(page, ann)
+    page.goto("/")
+    code = page.evaluate(
+        """id => new Promise(done => {
+            const socket = new WebSocket(`ws://${location.host}/ws/runs/${id}/`);
+            socket.onmessage = event => done(event.data);
+            socket.onclose = event => done(event.code);
+        })""",
+        run.pk,
+    )
+    assert code == 4404
+
+
+class OwnServer:
+    """A server that a test may stop and start again at the same address."""
+
+    def __init__(self, application: Any) -> None:
+        self.application = application
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+
+    def start(self) -> None:
+        config = uvicorn.Config(
+            self.application,
+            host="127.0.0.1",
+            port=self.port,
+            log_level="error",
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+        )
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.thread.start()
+        end = time.monotonic() + 15
+        while not self.server.started:
+            assert time.monotonic() < end, "the server did not start within 15 s"
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(15)
+
+
+@pytest.fixture
+def own_server(server: str) -> Iterator[OwnServer]:
+    from rlhf_site.asgi import application
+
+    own = OwnServer(application)
+    own.start()
+    yield own
+    own.stop()
+
+
+def test_after_a_restart_of_the_server_the_page_goes_on_where_it_was(
+    new_page: Callable[..., Page],
+    sign_in: Callable[..., None],
+    mia: User,
+    run: Run,
+    own_server: OwnServer,
+) -> None:
+    page = new_page()
+    sign_in(page, mia)  # cookies know no port
+    report(run, 1, loss=0.6)
+    report(run, 2, loss=0.5)
+    asked: list[str] = []
+    page.on("websocket", lambda opened: asked.append(opened.url))
+    page.goto(f"http://127.0.0.1:{own_server.port}{run.get_absolute_url()}")
+    expect(chart(page, "Loss").get_by_role("listitem").first).to_have_text("training 0.5")
+    own_server.stop()
+    expect(page.locator("#run-connection")).to_have_text("Connection lost; trying again.")
+    report(run, 3, loss=0.1)
+    own_server.start()
+    expect(chart(page, "Loss").get_by_role("listitem").first).to_have_text("training 0.1", timeout=20_000)
+    expect(page.locator("#run-connection")).to_have_text("")
+    assert asked[0].endswith("?after=0") and asked[-1].endswith("?after=2")
+
+
+def test_without_javascript_the_last_values_are_in_the_table(
+    new_page: Callable[..., Page], sign_in: Callable[..., None], mia: User, run: Run
+) -> None:
+    report(run, 1, loss=0.6)
+    page = new_page(java_script_enabled=False)
+    sign_in(page, mia)
+    page.goto(run.get_absolute_url())
+    page.get_by_text("Last values").click()
+    expect(value_of(page, "loss")).to_have_text("0.6")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("saving first")).to_be_visible()
+
+
+def test_the_notice_goes_when_a_worker_comes(
+    page: Page, sign_in: Callable[..., None], mia: User, run: Run
+) -> None:
+
+    sign_in(page, mia)
+    page.goto(run.get_absolute_url())
+    expect(page.get_by_text("No training worker is alive")).to_be_visible()
+    Worker.objects.create(name="w", device="cpu", seen_at=timezone.now() + timedelta(hours=1))
+    expect(page.get_by_text("No training worker is alive")).to_be_hidden(timeout=15_000)
+
+
+@pytest.mark.parametrize("viewport", [PHONE, {"width": 1440, "height": 900}], ids=["phone", "desk"])
+def test_no_page_of_training_is_wider_than_its_window(
+    viewport: dict[str, int],
+    new_page: Callable[..., Page],
+    sign_in: Callable[..., None],
+    mia: User,
+    project: Project,
+    run: Run,
+) -> None:
+    report(run, 1, loss=0.6)
+    report(run, 2, loss=0.5)
+    page = new_page(viewport=viewport)
+    sign_in(page, mia)
+    assert run.policy is not None
+    addresses = [project.get_absolute_url(), run.get_absolute_url(), run.policy.get_absolute_url()]
+    for address in [*addresses, f"{project.get_absolute_url()}runs/new/?method=dpo"]:
+        page.goto(address)
+        width = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert width <= 0, address
+
+
+def test_a_manager_sends_a_run_from_the_form_to_its_check(
+    page: Page, sign_in: Callable[..., None], mia: User, project: Project, ann: User
+) -> None:
+    make_starter(project)
+    make_dataset(project, ann)
+    sign_in(page, mia)
+    page.goto(f"{project.get_absolute_url()}runs/new/?method=dpo")
+    page.get_by_label("Beta").fill("0.2")
+    page.get_by_role("button", name="Check the run").click()
+    expect(page.get_by_role("heading", name="DPO")).to_be_visible()
+    expect(page.get_by_text("Checking", exact=True)).to_be_visible()
+    assert Run.objects.get().config["training"]["beta"] == 0.2
