@@ -135,8 +135,10 @@ def _checked_config(location: str) -> dict[str, Any]:
             "There is no such folder, and it is no hub id.", location, "Check the spelling of the location."
         )
     config: dict[str, Any] = _attempt(location, lambda: PreTrainedConfig.get_config_dict(location)[0])
-    if not config:
-        raise ModelRefused("No config.json was found.", location, "Name a model in Hugging Face's layout.")
+    if not isinstance(config, dict) or not config:
+        raise ModelRefused(
+            "config.json describes no model.", location, "Name a model in Hugging Face's layout."
+        )
     if "auto_map" in config:
         raise ModelRefused(
             "The model brings its own code (auto_map in config.json), which is never run here.",
