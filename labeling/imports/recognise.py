@@ -9,6 +9,7 @@ from labeling.imports.lines import lines_of
 from labeling.imports.rows import parse_object
 
 DELIMITERS = (",", ";", "\t")
+LOOKED_AT = 20  # lines
 
 
 class Form(StrEnum):
@@ -39,32 +40,31 @@ TITLES = {
 def recognise(stream: IO[bytes], *, name: str) -> Form:
     """The form of a file, by its first line that is not blank; its name settles what content leaves open."""
     suffix = name.rpartition(".")[2].lower()
+    first_problem = ""
     for line in lines_of(stream):
-        if line.problem is not None:
-            if line.number < 20:
-                continue  # the row is refused when it is read; a later one may show the form
+        if line.number > LOOKED_AT:
             break
         text = line.text.strip()
-        if not text:
-            continue
-        if text.startswith("{"):
-            try:
+        try:
+            if line.problem is not None:
+                raise line.problem
+            if text.startswith("{"):
                 return _form_of_object(parse_object(text))
-            except RefusedRow as refused:
-                if suffix == "txt":
-                    return Form.PROMPTS_TXT
-                if text == "{":
-                    raise UnreadableFile(
-                        "an object goes over several lines; JSONL has one object on each line"
-                    ) from refused
-                if line.number < 20:
-                    continue
-                break
+        except RefusedRow as refused:
+            # The row is refused when it is read; a later one may show the form.
+            if text == "{":
+                raise UnreadableFile("an object goes over several lines; JSONL has one on each") from None
+            if suffix == "txt" and text:
+                return Form.PROMPTS_TXT
+            first_problem = first_problem or f"; line {line.number}: {refused.detail}"
+            continue
         if text == "[" or text.startswith(("[{", "[[")):
             raise UnreadableFile("it is one JSON array; write JSONL, one object on each line")
-        return _form_of_text(text, suffix)
+        if text and not first_problem:
+            return _form_of_text(text, suffix)
     raise UnreadableFile(
-        "it holds nothing that can be recognised: no line of it is text, a CSV header or a JSON object"
+        "no line at its beginning is text, a header of CSV or a JSON object that can be recognised"
+        + first_problem
     )
 
 

@@ -11,7 +11,7 @@ from django_htmx.middleware import HtmxDetails
 
 from labeling.forms.imports import ImportForm
 from labeling.imports.background import mark_interrupted, start_import
-from labeling.imports.recognise import TITLES, Form
+from labeling.imports.recognise import Form
 from labeling.models import Import, Project, Round
 
 LISTED = 20  # earlier imports on the page
@@ -43,9 +43,7 @@ def import_new(request: ManagerRequest, slug: str) -> HttpResponse:
         "project": project,
         "form": form,
         "imports": earlier,
-        "forms": [{"title": TITLES[known]} for known in Form],
         "limit": settings.IMPORT_MAX_BYTES,
-        "prompts": project.prompts.count(),
     }
     return render(request, "labeling/import_new.html", context, status=422 if form.errors else 200)
 
@@ -64,7 +62,7 @@ def import_report(request: ManagerRequest, pk: int) -> HttpResponse:
         "project": found.project,
         "import": found,
         "report": report,
-        "form": TITLES.get(Form(found.form)) if found.form in Form else "",
+        "form": next((known.described for known in Form if known.value == found.form), ""),
         "round": Round.objects.filter(pk=report.get("round")).first() if report.get("round") else None,
         "more_refused": max(0, report.get("refused", 0) - len(report.get("refusals", []))),
         "nothing_new": found.state == Import.State.COMPLETE and not _created(report),
