@@ -5,7 +5,7 @@ from typing import Any
 from django import forms
 from django.db.models import QuerySet
 
-from labeling.models import Policy, Project
+from labeling.models import Policy, PreferenceDataset, Project
 from training.models import Artifact, Run
 from training.recipes import default_settings, merged
 from training.rlhf.config import ConfigError, RunConfig, Sampling, Training, Tuning
@@ -51,10 +51,12 @@ class RewardModelChoice(forms.ModelChoiceField):
 class RunForm(forms.Form):
     """One method's settings, filled in with defaults that work for the chosen policy."""
 
-    dataset = forms.ModelChoiceField(queryset=None, empty_label=None)
-    policy = forms.ModelChoiceField(queryset=None, empty_label=None, label="Start from the policy")
+    dataset = forms.ModelChoiceField(queryset=PreferenceDataset.objects.none(), empty_label=None)
+    policy = forms.ModelChoiceField(
+        queryset=Policy.objects.none(), empty_label=None, label="Start from the policy"
+    )
     reward_model = RewardModelChoice(
-        queryset=None,
+        queryset=Artifact.objects.none(),
         required=False,
         empty_label="None: no win rate by reward model",
         help_text="Scores the new policy against the old one on held-out prompts.",
@@ -102,22 +104,27 @@ class RunForm(forms.Form):
         self.method = method
         policies = trained_policies(project)
         policy = project.current_policy if project.current_policy in policies else policies.first()
-        chosen = kwargs.pop("initial", None) or {}
-        policy = policies.filter(pk=chosen.get("policy")).first() or policy
+        chosen: dict[str, Any] = kwargs.pop("initial", None) or {}
+        policy = policies.filter(pk=chosen.get("policy", 0)).first() or policy
         kwargs["initial"] = {
             **_flat(default_settings(method=method, policy=policy)),
             "policy": policy,
             **chosen,
         }
         super().__init__(*args, **kwargs)
-        self.fields["dataset"].queryset = project.datasets.order_by("-pk")
-        self.fields["policy"].queryset = policies
-        self.fields["reward_model"].queryset = reward_models(project)
-        self.initial.setdefault("dataset", self.fields["dataset"].queryset.first())
-        self.initial.setdefault("reward_model", self.fields["reward_model"].queryset.first())
+        self._choose_from("dataset", project.datasets.order_by("-pk"))
+        self._choose_from("policy", policies)
+        self._choose_from("reward_model", reward_models(project))
         if method != Run.Method.DPO:
             for name in ("reward_model", "then_next_round", *OF_DPO, *SAMPLING):
                 del self.fields[name]
+
+    def _choose_from(self, name: str, rows: QuerySet[Any]) -> None:
+        """Offer these rows; the first one unless another was asked for."""
+        field = self.fields[name]
+        assert isinstance(field, forms.ModelChoiceField)
+        field.queryset = rows
+        self.initial.setdefault(name, rows.first())
 
     def section(self, names: tuple[str, ...]) -> list[forms.BoundField]:
         return [self[name] for name in names if name in self.fields]

@@ -1,4 +1,4 @@
-"""The run page in a real browser: figures arrive while it is open, survive reload and restart of the server."""
+"""The run page in a real browser: figures arrive while it is open, and survive a reload and a restart."""
 
 import socket
 import threading

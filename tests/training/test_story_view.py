@@ -145,6 +145,28 @@ def test_a_cancelled_run_is_not_pressed_upon_anybody(project: Project, frozen: P
     assert next_of(project).label == "Train a reward model"
 
 
+def test_a_run_that_failed_before_the_newest_round_is_history(
+    project: Project, frozen: PreferenceDataset
+) -> None:
+    add_run(frozen, Run.Method.DPO, State.FAILED)
+    make_round(project)
+    assert next_of(project).label == "Freeze a dataset"
+
+
+def test_a_run_under_way_is_watched_though_a_later_one_is_over(
+    project: Project, frozen: PreferenceDataset
+) -> None:
+    under_way = add_run(frozen, Run.Method.DPO, State.QUEUED)
+    add_run(frozen, Run.Method.REWARD_MODEL)
+    assert next_of(project).url == under_way.get_absolute_url()
+
+
+def test_a_failed_run_that_was_done_again_is_history(project: Project, frozen: PreferenceDataset) -> None:
+    add_run(frozen, Run.Method.REWARD_MODEL, State.FAILED)
+    add_run(frozen, Run.Method.REWARD_MODEL)
+    assert next_of(project).label == "Train a policy"
+
+
 # ---- the turns
 
 
@@ -178,8 +200,9 @@ def test_the_page_tells_the_whole_turn(manager: Client, project: Project, frozen
     page = page_of(manager, project)
     for said in ("Round 1", "4 of 4 labels", "first", "dpo-1", "Candidate", "starter", "Promoted"):
         assert said in page, said
-    for thing in (frozen, policy, *frozen.rounds.all(), *project.runs.all()):
-        assert f'href="{thing.get_absolute_url()}"' in page
+    round, run = frozen.rounds.get(), Run.objects.get()
+    for address in (x.get_absolute_url() for x in (frozen, policy, round, run)):
+        assert f'href="{address}"' in page
 
 
 def test_the_gate_says_why_the_candidate_is_not_promoted(

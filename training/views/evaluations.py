@@ -97,11 +97,12 @@ def reward_evaluation(run: Run) -> RewardEvaluation | None:
 
 def raters_agreement(dataset: PreferenceDataset) -> PairAgreement:
     """How far the raters of its rounds agree. Reads every label the first time; a dataset is frozen."""
-    return cache.get_or_set(
-        f"agreement-{dataset.digest}",
-        lambda: pair_agreement(j for r in dataset.rounds.all() for j in judgements_of(r)),
-        timeout=None,
-    )
+    key = f"agreement-{dataset.pk}-{dataset.digest}"
+    known: PairAgreement | None = cache.get(key)
+    if known is None:
+        known = pair_agreement(j for r in dataset.rounds.all() for j in judgements_of(r))
+        cache.set(key, known, timeout=None)
+    return known
 
 
 def _by_strength(found: Any, raters: PairAgreement) -> Chart | None:

@@ -27,6 +27,7 @@ def policy_promote(request: HttpRequest, policy_id: int) -> HttpResponse:
     form = PromoteForm(request.POST)
     if not form.is_valid():
         return _page(request, found, form, status=422)
+    assert request.user.is_authenticated
     try:
         gate.promote(policy=found, by=request.user, reason=form.cleaned_data["reason"])
     except gate.PromotionRefused as refusal:

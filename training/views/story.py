@@ -177,25 +177,28 @@ def _prepare(story: Story) -> Action | None:
 
 
 def _follow_runs(story: Story) -> Action | None:
-    """The newest run, while something has to be done about it or it is under way."""
-    run = story.runs[0] if story.runs else None
-    if run is None:
-        return None
-    name = f"run {run.pk} ({run.get_method_display()})"
+    """A run that is under way or needs somebody; of each method the newest counts.
+
+    What stopped before the newest round began is history: the loop went on without it.
+    """
+    newest = {run.method: run for run in reversed(story.runs)}.values()
+    last_round = story.turns[-1].round if story.turns else None
+    for run in sorted(newest, key=lambda run: -run.pk):
+        if run.is_live or last_round is None or run.created_at >= last_round.created_at:
+            action = _follow(run)
+            if action is not None:
+                return action
+    return None
+
+
+def _follow(run: Run) -> Action | None:
+    name, url = f"Run {run.pk} ({run.get_method_display()})", run.get_absolute_url()
     if run.state == State.READY:
-        return Action(
-            f"Look at run {run.pk} and start it", f"The check of {name} is done.", run.get_absolute_url()
-        )
+        return Action(f"Look at run {run.pk} and start it", f"{name} is checked and can start.", url)
     if run.is_live:
-        return Action(
-            f"Watch run {run.pk}", f"{name[0].upper()}{name[1:]} is under way.", run.get_absolute_url()
-        )
+        return Action(f"Watch run {run.pk}", f"{name} is under way.", url)
     if run.state in (State.FAILED, State.REFUSED):
-        return Action(
-            f"See what stopped run {run.pk}",
-            run.message or f"{name} did not end well.",
-            run.get_absolute_url(),
-        )
+        return Action(f"See what stopped run {run.pk}", run.message or f"{name} did not end well.", url)
     return None
 
 
