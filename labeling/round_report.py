@@ -185,7 +185,7 @@ def _alpha(judgements: Iterable[Judgement], protocol: Protocol) -> list[tuple[st
 
 def _questions(given: Sequence[_Given], protocol: Protocol) -> list[Question]:
     if protocol.kind == Protocol.Kind.COMPARISON:
-        return [Question("Answers, by side of the screen", _sides(given, protocol.options))]
+        return [Question("By side of the screen", _sides(given, protocol.options))]
     if protocol.kind == Protocol.Kind.RATING:
         return [_scores(given, criterion, protocol.options) for criterion in protocol.options["criteria"]]
     return [Question("Place on the screen of what was ranked first", _first_places(given))]

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 FORMAT = 1
 NAME = "manifest.json"
-SPLIT_RULE = "by prompt: a held-out prompt is in `test` in every round and every dataset of its project"
+SPLIT_RULE = "by prompt: what is held out is test, in every round and every dataset of the project"
 
 
 class FileEntry(TypedDict):

@@ -24,6 +24,7 @@ OF_KIND = {
     Protocol.Kind.RANKING: ("ties", "partial", "completions_per_task"),
     Protocol.Kind.RATING: ("criteria", "low", "high"),
 }
+ALLOWANCES = {Protocol.Kind.COMPARISON: ("tie", "both_bad"), Protocol.Kind.RANKING: ("ties", "partial")}
 PLAN = ("source", "new_policy", "train_prompts", "test_prompts", "gate_prompts", "overlap")
 FOLDED = ("test_overlap", "temperature", "max_new_tokens", "seed")
 
@@ -39,7 +40,7 @@ class RoundForm(forms.Form):
     strengths = forms.TypedChoiceField(
         coerce=int,
         choices=[
-            (4, "Four: slightly, somewhat, clearly, far better"),
+            (4, "Four: slightly to far"),
             (3, "Three"),
             (2, "Two"),
             (1, "One: just better"),
@@ -65,8 +66,8 @@ class RoundForm(forms.Form):
     source = forms.ChoiceField(
         label="Completions",
         choices=[
-            ("sample", "New ones: the policy writes them now"),
-            ("existing", "Those that the project has already"),
+            ("sample", "New, written now"),
+            ("existing", "Already there"),
         ],
         help_text="New ones need a running training worker; raters can start when they are written.",
     )
@@ -101,6 +102,7 @@ class RoundForm(forms.Form):
 
     def __init__(self, *args: Any, project: Project, kind: str, **kwargs: Any) -> None:
         self.project, self.kind = project, Protocol.Kind(kind)
+        self.allowances = ALLOWANCES.get(self.kind, ())
         kwargs["initial"] = {**_defaults(project, self.kind), **kwargs.get("initial", {})}
         super().__init__(*args, **kwargs)
         for other, names in OF_KIND.items():
@@ -110,13 +112,19 @@ class RoundForm(forms.Form):
         choice = self.fields["new_policy"]
         assert isinstance(choice, forms.ModelChoiceField)
         choice.queryset = candidates(project)
-        choice.empty_label = f"None: {project.current_policy or 'nobody'} writes"
-        if self.kind == Protocol.Kind.RATING:
-            del self.fields["gate_prompts"]
+        choice.empty_label = f"None: {current} writes" if (current := project.current_policy) else "None"
+        if self.kind == Protocol.Kind.RATING or not choice.queryset.exists():
+            del self.fields["gate_prompts"]  # ratings make no pairs; one policy has no rival
+        if not choice.queryset.exists():
+            del self.fields["new_policy"]
 
     @property
     def asked(self) -> Sequence[BoundField]:
-        return [self[name] for name in ("question", *OF_KIND[self.kind])]
+        return [self[name] for name in ("question", *OF_KIND[self.kind]) if name not in self.allowances]
+
+    @property
+    def allowed(self) -> Sequence[BoundField]:
+        return [self[name] for name in self.allowances]
 
     @property
     def planned(self) -> Sequence[BoundField]:
@@ -177,7 +185,7 @@ class RoundForm(forms.Form):
             source=data["source"],
             train_prompts=data["train_prompts"],
             test_prompts=data["test_prompts"],
-            gate_prompts=data.get("gate_prompts", 0) if data["new_policy"] else 0,
+            gate_prompts=data.get("gate_prompts", 0) if data.get("new_policy") else 0,
             completions_per_task=data.get("completions_per_task", 2),
             overlap=data["overlap"],
             test_overlap=data["test_overlap"],

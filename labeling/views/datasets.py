@@ -130,6 +130,7 @@ def _table(manifest: Any, name: str) -> TableRows:
         (path, entry["bytes"]) for path, entry in manifest["files"].items() if posixpath.dirname(path) == name
     ]
     rows = manifest["tables"][name]
+    files.sort(key=lambda file: ("/test." in file[0], file[0]))
     return TableRows(name, rows["train"], rows["test"], files)
 
 

@@ -14,7 +14,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from django_htmx.middleware import HtmxDetails
 
 from labeling import rounds
-from labeling.forms.rounds import RoundForm, available_prompts, candidates
+from labeling.forms.rounds import RoundForm, available_prompts
 from labeling.models import Project, Protocol, Round, RoundNotReady, Task
 from labeling.protocols import version_of
 from labeling.round_report import IdentityFlag, RoundReport, identity_flags, report_of
@@ -47,7 +47,6 @@ def round_new(request: ManagerRequest, slug: str) -> HttpResponse:
         "kind": Protocol.Kind(kind),
         "kinds": Protocol.Kind,
         "available": available_prompts(project),
-        "has_candidates": candidates(project).exists(),
     }
     return render(request, "labeling/round_new.html", context, status=422 if form.errors else 200)
 
@@ -62,7 +61,7 @@ def _made(form: RoundForm) -> Round:
         project=form.project,
         protocol=protocol,
         plan=form.plan,
-        new_policy=form.cleaned_data["new_policy"],
+        new_policy=form.cleaned_data.get("new_policy"),
     )
 
 
@@ -130,6 +129,7 @@ def _live_context(found: Round) -> dict[str, Any]:
         "report": report,
         "raters": sorted(raters, key=lambda entry: -entry[1]),
         "charts": [chart_of(question) for question in report.questions] if report.looked_at else [],
+        "is_full": found.state == Round.State.OPEN and 0 < found.wanted <= progress.done,
         "is_live": found.state != Round.State.CLOSED,
     }
 

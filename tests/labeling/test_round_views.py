@@ -174,6 +174,14 @@ def test_closing_ends_judging_and_says_so(manager: Client, round: Round) -> None
     assert "Round 1 is closed" in response.content.decode()
 
 
+def test_a_round_that_is_all_judged_offers_to_close(manager: Client, round: Round) -> None:
+    assert "Everything is judged" not in manager.get(address("round", round), headers=HTMX).content.decode()
+    Round.objects.filter(pk=round.pk).update(wanted=12)
+    assert "Everything is judged" in manager.get(address("round", round), headers=HTMX).content.decode()
+    manager.post(address("round_close", round))
+    assert "Everything is judged" not in manager.get(address("round", round), headers=HTMX).content.decode()
+
+
 def test_closing_twice_is_harmless(manager: Client, round: Round) -> None:
     manager.post(address("round_close", round))
     assert manager.post(address("round_close", round)).status_code == 302
