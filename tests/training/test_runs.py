@@ -15,6 +15,7 @@ from tests import factories
 from tests.training import stage
 from training import policies, runs
 from training.models import Run, Worker
+from training.recipes import default_settings
 from training.rlhf.config import RunConfig
 from training.run_folders import FolderNotWritten, write_run_folder
 
@@ -41,7 +42,7 @@ def test_a_policy_from_elsewhere_is_tuned_by_adapters_and_the_starter_as_a_whole
     child.parent = starter
     child.save()
     kinds = [
-        runs.default_settings(method="dpo", policy=policy).get("tuning", {}).get("kind", "full")
+        default_settings(method="dpo", policy=policy).get("tuning", {}).get("kind", "full")
         for policy in (elsewhere, starter, child)
     ]
     assert kinds == ["lora", "full", "full"]
