@@ -27,8 +27,9 @@ class ManagerRequest(HttpRequest):
 @require_http_methods(["GET", "HEAD", "POST"])
 def import_new(request: ManagerRequest, slug: str) -> HttpResponse:
     project = get_object_or_404(Project.objects.managed_by(request.user), slug=slug)
-    form = ImportForm(request.POST or None, request.FILES or None)
-    if request.method == "POST" and form.is_valid():
+    posted = request.method == "POST"
+    form = ImportForm(request.POST, request.FILES) if posted else ImportForm()
+    if posted and form.is_valid():
         started = start_import(
             project=project,
             upload=form.cleaned_data["file"],

@@ -42,8 +42,9 @@ class ManagerRequest(HttpRequest):
 @permission_required("labeling.add_project", raise_exception=True)
 @require_http_methods(["GET", "HEAD", "POST"])
 def project_new(request: ManagerRequest) -> HttpResponse:
-    form = NewProjectForm(request.POST or None, allow_none=True)
-    if request.method == "POST" and form.is_valid():
+    posted = request.method == "POST"
+    form = NewProjectForm(request.POST if posted else None, allow_none=True)
+    if posted and form.is_valid():
         made = create_project(
             name=form.cleaned_data["name"],
             guidelines=form.cleaned_data["guidelines"],

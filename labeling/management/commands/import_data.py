@@ -34,7 +34,8 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        project = _project(options["project"], create=options["create"])
+        project, is_new = _project(options["project"], create=options["create"])
+        report = None
         try:
             report = import_file(
                 project=project,
@@ -47,6 +48,8 @@ class Command(BaseCommand):
             raise CommandError(f"{options['file']}: {error}") from error
         finally:
             self._end_line()
+            if is_new and (report is None or not report.stored):
+                project.delete()  # made for this file, which did not come in
         if options["json"]:
             self.stdout.write(json.dumps(report.to_json()))
         else:
@@ -91,10 +94,11 @@ class Command(BaseCommand):
                 out(f"    … and {report.refused - LISTED:,} more")
 
 
-def _project(name: str, *, create: bool) -> Project:
+def _project(name: str, *, create: bool) -> tuple[Project, bool]:
+    """The project, and whether it was made just now."""
     project = Project.objects.filter(Q(name=name) | Q(slug=name)).order_by("pk").first()
     if project is not None:
-        return project
+        return project, False
     if not create:
         raise CommandError(f"There is no project {name!r}. Name one that is there, or add --create.")
-    return create_project(name=name)
+    return create_project(name=name), True
