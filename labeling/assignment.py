@@ -2,23 +2,55 @@
 
 Locks are taken in one order, so that nobody waits in a circle: the rater's own progress row (one rater's
 requests queue there, whatever number of tabs), then the round (only when a slot changes its place), then
-assignments. Taking a task waits for nobody: it passes locked rows by.
+assignments. Taking a task waits for nobody: it passes locked rows by. Assignments are locked with their key,
+since a save in flight holds a share of it (its label points there) before it changes the row.
 """
 
-import random
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser
-from django.db import models, transaction
-from django.db.models import Exists, OuterRef, prefetch_related_objects
+from django.db import connection, transaction
 from django.utils import timezone
 
-from labeling.models import Assignment, LostLease, RaterProgress, Round, RoundClosed, RoundNotReady, Skip
+from labeling.models import (
+    Assignment,
+    Completion,
+    LostLease,
+    RaterProgress,
+    Round,
+    RoundClosed,
+    RoundNotReady,
+    Skip,
+    TaskItem,
+)
 
 State = Assignment.State
 REASON_LENGTH = 200
+
+# Lease the first open assignment behind a position whose task the rater neither has nor skipped. By hand, for
+# it runs with every label: one statement, and Django would take longer to write it than a store to run it.
+TAKE = """
+UPDATE labeling_assignment
+SET state = 'leased', rater_id = %(rater)s, leased_at = %(now)s, leased_until = %(until)s
+WHERE state = 'open' AND id = (
+    SELECT slot.id FROM labeling_assignment AS slot
+    WHERE slot.round_id = %(round)s AND slot.state = 'open' AND slot.position > %(after)s
+        AND EXISTS (SELECT 1 FROM labeling_round WHERE id = %(round)s AND state = 'open')
+        AND NOT EXISTS (
+            SELECT 1 FROM labeling_assignment AS own
+            WHERE own.task_id = slot.task_id AND own.rater_id = %(rater)s
+        )
+        AND NOT EXISTS (
+            SELECT 1 FROM labeling_skip AS skip
+            WHERE skip.task_id = slot.task_id AND skip.rater_id = %(rater)s
+        )
+    ORDER BY slot.position LIMIT 1 {lock}
+)
+RETURNING *
+"""
+SKIP_LOCKED = "FOR UPDATE OF slot SKIP LOCKED"
 
 
 class LeaseLost(Exception):
@@ -49,9 +81,9 @@ def renew(*, assignment_id: int, rater: AbstractBaseUser) -> bool:
 
 def skip(*, assignment_id: int, rater: AbstractBaseUser, reason: str) -> None:
     """Pass a task by for good. Its slot goes to somebody else, behind all others; twice is once."""
+    asked = Assignment.objects.get(pk=assignment_id)
     with transaction.atomic():
-        lock_progress_of(assignment_id=assignment_id, rater=rater)
-        asked = Assignment.objects.get(pk=assignment_id)
+        lock_taken_progress(round_id=asked.round_id, rater=rater)
         round = lock_round(asked.round_id)
         if round.state == Round.State.CLOSED:
             raise RoundClosed
@@ -89,11 +121,10 @@ def lock_progress(*, round_id: int, rater: AbstractBaseUser) -> RaterProgress:
     return progress
 
 
-def lock_progress_of(*, assignment_id: int, rater: AbstractBaseUser) -> RaterProgress:
-    """Lock by assignment. Raise LeaseLost for somebody who never took a task of its round."""
-    locked = RaterProgress.objects.select_for_update(no_key=True, of=("self",))
+def lock_taken_progress(*, round_id: int, rater: AbstractBaseUser) -> RaterProgress:
+    """The same, but raise LeaseLost for somebody who never took a task of the round."""
     try:
-        return locked.get(round__assignments=assignment_id, rater_id=rater.pk)
+        return RaterProgress.objects.select_for_update(no_key=True).get(round_id=round_id, rater_id=rater.pk)
     except RaterProgress.DoesNotExist:
         raise LeaseLost("This task was never yours. Open the round to get a task of your own.") from None
 
@@ -104,25 +135,22 @@ def lock_round(round_id: int) -> Round:
 
 
 def current_lease(progress: RaterProgress) -> Assignment | None:
-    held = _for_the_page().filter(round=progress.round_id, rater=progress.rater_id, state=State.LEASED)
+    held = Assignment.objects.filter(round=progress.round_id, rater=progress.rater_id, state=State.LEASED)
     assignment = held.first()
-    if assignment is not None:
-        prefetch_related_objects([assignment], "task__completions")
-    return assignment
+    return None if assignment is None else _with_task(assignment)
 
 
 def take_next(progress: RaterProgress) -> Assignment | None:
     """Lease the next task to a rater who holds none. Moves the cursor; the caller saves `progress`."""
-    assignment = _first_open(progress, after=progress.cursor)
+    assignment = _take(progress, after=progress.cursor)
     if assignment is None:
         # Behind the cursor there is work only after an expiry, or when another's transaction failed.
         _sweep(progress.round_id)
-        assignment = _first_open(progress, after=-1)
+        assignment = _take(progress, after=-1)
     if assignment is None:
         return None
-    _lease(assignment, rater_id=progress.rater_id)
     progress.cursor = max(progress.cursor, assignment.position)
-    return assignment
+    return _with_task(assignment)
 
 
 def end_leases(
@@ -133,9 +161,7 @@ def end_leases(
     for lease in leases:
         assert lease.rater_id is not None  # a constraint of the table
         still = Assignment.objects.filter(pk=lease.pk, rater=lease.rater_id, state=State.LEASED)
-        if still.update(
-            state=into, rater=None, leased_at=None, leased_until=None, shown=[], position=position
-        ):
+        if still.update(state=into, rater=None, leased_at=None, leased_until=None, position=position):
             position += 1
             lost.append(LostLease(task_id=lease.task_id, rater_id=lease.rater_id, shown=lease.shown))
     ended = position - round.next_position
@@ -147,32 +173,29 @@ def end_leases(
     return ended
 
 
-def _for_the_page() -> models.QuerySet[Assignment]:
-    return Assignment.objects.select_related("task__prompt")
-
-
-def _first_open(progress: RaterProgress, *, after: int) -> Assignment | None:
-    """The first open assignment behind a position whose task the rater neither has nor skipped, locked."""
-    own = Assignment.objects.filter(task=OuterRef("task"), rater=progress.rater_id)
-    skipped = Skip.objects.filter(task=OuterRef("task"), rater=progress.rater_id)
-    return (
-        _for_the_page()
-        .select_for_update(skip_locked=True, no_key=True, of=("self",))
-        .filter(round=progress.round_id, state=State.OPEN, position__gt=after)
-        .filter(~Exists(own), ~Exists(skipped), round__state=Round.State.OPEN)
-        .order_by("position")
-        .first()
-    )
-
-
-def _lease(assignment: Assignment, *, rater_id: int) -> None:
-    prefetch_related_objects([assignment], "task__completions")
-    shown = [completion.pk for completion in assignment.task.completions.all()]
-    random.shuffle(shown)
+def _take(progress: RaterProgress, *, after: int) -> Assignment | None:
     now = timezone.now()
-    assignment.state, assignment.rater_id, assignment.shown = State.LEASED, rater_id, shown
-    assignment.leased_at, assignment.leased_until = now, lease_end(now)
-    assignment.save(update_fields=["state", "rater", "shown", "leased_at", "leased_until"])
+    values = {
+        "round": progress.round_id,
+        "rater": progress.rater_id,
+        "after": after,
+        "now": connection.ops.adapt_datetimefield_value(now),
+        "until": connection.ops.adapt_datetimefield_value(lease_end(now)),
+    }
+    lock = SKIP_LOCKED if connection.features.has_select_for_update_skip_locked else ""
+    return next(iter(Assignment.objects.raw(TAKE.format(lock=lock), values)), None)
+
+
+def _with_task(assignment: Assignment) -> Assignment:
+    """Fetch with one query what a page shows: the task, its prompt and its completions."""
+    of_task = TaskItem.objects.filter(task=assignment.task_id).select_related("task__prompt", "completion")
+    items = list(of_task)
+    completions = Completion.objects.none()
+    completions._result_cache = [item.completion for item in items]
+    assignment.task = items[0].task
+    # What `prefetch_related` would do, with two queries more.
+    assignment.task._prefetched_objects_cache = {"completions": completions}  # type: ignore[attr-defined]
+    return assignment
 
 
 def _sweep(round_id: int) -> None:
@@ -186,7 +209,7 @@ def _sweep(round_id: int) -> None:
     free = Round.objects.select_for_update(no_key=True, skip_locked=True)
     round = free.filter(pk=round_id, state=Round.State.OPEN).first()
     if round is not None:
-        end_leases(round=round, leases=expired.select_for_update(skip_locked=True, no_key=True))
+        end_leases(round=round, leases=expired.select_for_update(skip_locked=True))
 
 
 def _require_open(round_id: int) -> None:

@@ -19,8 +19,8 @@ from labeling.assignment import (
     end_leases,
     lease_end,
     lock_progress,
-    lock_progress_of,
     lock_round,
+    lock_taken_progress,
     take_next,
 )
 from labeling.label_values import InvalidLabel, validate
@@ -54,30 +54,47 @@ class NothingToUndo(Exception):
 class Answer:
     """What a rater sent for one showing of a task."""
 
-    assignment_id: int
+    asked: Assignment  # with its round and protocol; its lease may have changed since it was fetched
     rater: AbstractBaseUser
     value: object
     key: uuid.UUID
     seconds: float
 
 
+class _NotHeld(Exception):
+    """The rater does not hold the task that they answer."""
+
+
 def save_label(
-    *, assignment_id: int, rater: AbstractBaseUser, value: object, key: uuid.UUID, seconds: float
+    *,
+    assignment_id: int,
+    rater: AbstractBaseUser,
+    value: object,
+    key: uuid.UUID,
+    seconds: float,
+    asked: Assignment | None = None,
 ) -> Label:
     """Store what a rater said. Sent again with the same key, it changes nothing and returns the same label.
 
+    `asked` saves a query: the assignment, if the caller has it with its round and protocol.
     Raise InvalidLabel, RoundClosed, LeaseLost or AlreadyLabelled; nothing is stored then.
     """
-    answer = Answer(assignment_id=assignment_id, rater=rater, value=value, key=key, seconds=seconds)
-    return _save(answer, and_next=False)[0]
+    asked = asked or _with_protocol().get(pk=assignment_id)
+    return _save(Answer(asked=asked, rater=rater, value=value, key=key, seconds=seconds), and_next=False)[0]
 
 
 def save_and_next(
-    *, assignment_id: int, rater: AbstractBaseUser, value: object, key: uuid.UUID, seconds: float
+    *,
+    assignment_id: int,
+    rater: AbstractBaseUser,
+    value: object,
+    key: uuid.UUID,
+    seconds: float,
+    asked: Assignment | None = None,
 ) -> tuple[Label, Assignment | None]:
     """Like `save_label`, and lease the rater's next task in the same transaction; None: nothing is left."""
-    answer = Answer(assignment_id=assignment_id, rater=rater, value=value, key=key, seconds=seconds)
-    return _save(answer, and_next=True)
+    asked = asked or _with_protocol().get(pk=assignment_id)
+    return _save(Answer(asked=asked, rater=rater, value=value, key=key, seconds=seconds), and_next=True)
 
 
 def undo(*, round: Round, rater: AbstractBaseUser) -> tuple[Assignment, Label]:
@@ -117,85 +134,83 @@ def undo(*, round: Round, rater: AbstractBaseUser) -> tuple[Assignment, Label]:
 def _save(answer: Answer, *, and_next: bool) -> tuple[Label, Assignment | None]:
     try:
         with transaction.atomic():
-            return _save_once(answer, and_next=and_next)
-    except IntegrityError:
-        # Somebody stored this key: the same form came before, and its label was undone since.
-        with transaction.atomic():
-            progress = lock_progress_of(assignment_id=answer.assignment_id, rater=answer.rater)
-            label = _saved_before(answer)
-            if label is None:
-                raise
-            return label, _following(progress) if and_next else None
+            progress = _progress_of(answer)
+            label = _store(answer, answer.asked, held=State.LEASED)
+            progress.labels += 1
+            following = take_next(progress) if and_next else None
+            progress.save(update_fields=["labels", "cursor"])
+            return label, following
+    except (_NotHeld, IntegrityError):  # an integrity error: the key is stored already
+        pass
+    with transaction.atomic():
+        progress = _progress_of(answer)
+        label = _saved_before(answer) or _store_late(answer, progress)
+        return label, _following(progress) if and_next else None
 
 
-def _save_once(answer: Answer, *, and_next: bool) -> tuple[Label, Assignment | None]:
-    progress = lock_progress_of(assignment_id=answer.assignment_id, rater=answer.rater)
-    own = _locked_with_protocol().filter(rater=answer.rater.pk)
-    slot = own.filter(pk=answer.assignment_id, state=State.LEASED).first()
-    late = slot is None
-    if slot is None:
-        label = _saved_before(answer)
-        if label is not None:
-            return label, _following(progress) if and_next else None
-        slot = _slot_for_late_label(answer)
-    label = _store(answer, slot)
-    progress.labels += 1
-    following = None
-    if and_next:
-        following = _following(progress) if late else take_next(progress)
-    progress.save(update_fields=["labels", "cursor"])
-    return label, following
+def _progress_of(answer: Answer) -> RaterProgress:
+    return lock_taken_progress(round_id=answer.asked.round_id, rater=answer.rater)
 
 
-def _store(answer: Answer, slot: Assignment) -> Label:
-    value = validate(answer.value, slot.round.protocol, slot.shown)
+def _store(answer: Answer, slot: Assignment, *, held: State) -> Label:
+    """Store the label in a slot that is in state `held`; _NotHeld rolls it back when it is so no longer."""
+    protocol, rater_id = answer.asked.round.protocol, answer.rater.pk
     label = Label.objects.create(
         assignment=slot,
-        rater_id=answer.rater.pk,
-        protocol=slot.round.protocol,
-        value=value,
+        rater_id=rater_id,
+        protocol=protocol,
+        value=validate(answer.value, protocol, slot.shown),
         shown=slot.shown,
         seconds=_plausible(answer.seconds),
         key=answer.key,
     )
-    taken = Assignment.objects.filter(pk=slot.pk, state=slot.state)
-    if not taken.update(state=State.DONE, rater=answer.rater.pk, label=label, shown=slot.shown):
-        raise LeaseLost("Somebody else took this task meanwhile.")
+    mine = Assignment.objects.filter(pk=slot.pk, state=held, rater=rater_id if held == State.LEASED else None)
+    if not mine.update(state=State.DONE, rater=rater_id, label=label, shown=slot.shown):
+        raise _NotHeld
     return label
 
 
 def _saved_before(answer: Answer) -> Label | None:
     """The label that an earlier request with the same key stored; InvalidLabel if it was for another task."""
     label = Label.objects.select_related("assignment").filter(key=answer.key).first()
-    if label is not None:
-        task_id = Assignment.objects.values_list("task_id", flat=True).get(pk=answer.assignment_id)
-        if label.rater_id != answer.rater.pk or label.assignment.task_id != task_id:
-            raise InvalidLabel("This form was sent before, for another task. Load the page again.")
+    if label is None:
+        return None
+    if label.rater_id != answer.rater.pk or label.assignment.task_id != answer.asked.task_id:
+        raise InvalidLabel("This form was sent before, for another task. Load the page again.")
     return label
 
 
-def _slot_for_late_label(answer: Answer) -> Assignment:
-    """A slot of the same task, for a rater whose lease ended while they were judging, as they saw it."""
-    asked = Assignment.objects.select_related("round").get(pk=answer.assignment_id)
-    if asked.round.state == Round.State.CLOSED:
+def _store_late(answer: Answer, progress: RaterProgress) -> Label:
+    """Store a label whose lease ended while the rater was judging."""
+    asked, rater_id = answer.asked, answer.rater.pk
+    if Round.objects.values_list("state", flat=True).get(pk=asked.round_id) == Round.State.CLOSED:
         raise RoundClosed
-    own = _locked_with_protocol().filter(task=asked.task_id, rater=answer.rater.pk).first()
+    own = Assignment.objects.select_for_update().filter(task=asked.task_id, rater=rater_id).first()
     if own is not None and own.state == State.DONE:
         raise AlreadyLabelled
-    lost = LostLease.objects.filter(task=asked.task_id, rater=answer.rater.pk).last()
+    slot = own if own is not None and own.pk == asked.pk else _slot_as_it_was_shown(answer, own)
+    label = _store(answer, slot, held=State(slot.state))
+    progress.labels += 1
+    progress.save(update_fields=["labels"])
+    return label
+
+
+def _slot_as_it_was_shown(answer: Answer, own: Assignment | None) -> Assignment:
+    """A slot of the task for a rater who lost theirs: another one that they hold by now, or a free one."""
+    task_id = answer.asked.task_id
+    lost = LostLease.objects.filter(task=task_id, rater=answer.rater.pk).last()
     if lost is None:
         raise LeaseLost("You do not hold this task. Open the round to get a task of your own.")
-    free = _locked_with_protocol(skip_locked=True).filter(task=asked.task_id, state=State.OPEN)
-    slot = own or free.order_by("slot").first()
+    free = Assignment.objects.select_for_update(skip_locked=True).filter(task=task_id, state=State.OPEN)
+    slot = own or free.first()
     if slot is None:
         raise LeaseLost("You were away too long: somebody else judged this task. Here is another one.")
     slot.shown = lost.shown
     return slot
 
 
-def _locked_with_protocol(*, skip_locked: bool = False) -> QuerySet[Assignment]:
-    locked = Assignment.objects.select_for_update(no_key=True, of=("self",), skip_locked=skip_locked)
-    return locked.select_related("round__protocol")
+def _with_protocol() -> QuerySet[Assignment]:
+    return Assignment.objects.select_related("round__protocol")
 
 
 def _following(progress: RaterProgress) -> Assignment | None:

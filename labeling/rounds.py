@@ -5,14 +5,14 @@
 """
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import transaction
-from django.db.models import Max, Q, Sum
+from django.db.models import Max
 from django.utils import timezone
 
 from labeling import signals
@@ -188,10 +188,8 @@ def progress(round: Round) -> Progress:
 
 def rater_progress(round: Round, rater: AbstractBaseUser) -> RaterShare:
     """The same for a rater, with every task: one query over as many rows as the round has raters."""
-    sums = RaterProgress.objects.filter(round=round.pk).aggregate(
-        done=Sum("labels", default=0), mine=Sum("labels", filter=Q(rater=rater.pk), default=0)
-    )
-    return RaterShare(mine=sums["mine"], done=sums["done"], wanted=round.wanted)
+    labels = dict(RaterProgress.objects.filter(round=round.pk).values_list("rater", "labels"))
+    return RaterShare(mine=labels.get(rater.pk, 0), done=sum(labels.values()), wanted=round.wanted)
 
 
 def _check_task(task: NewTask, *, kind: str) -> None:
@@ -210,11 +208,17 @@ def _write_tasks(round: Round, batch: list[NewTask], *, plan: RoundPlan, positio
         for task, new in zip(tasks, batch, strict=True)
         for pk in new.completion_ids
     )
-    slots = [(task, slot) for task in tasks for slot in range(plan.labels_of(task.purpose))]
-    Assignment.objects.bulk_create(_assignments(round, slots, position=position))
+    slots = [
+        Assignment(round=round, task=task, slot=slot, shown=_shuffled(new.completion_ids))
+        for task, new in zip(tasks, batch, strict=True)
+        for slot in range(plan.labels_of(task.purpose))
+    ]
+    for place, assignment in enumerate(slots, start=position):
+        assignment.position = place
+    Assignment.objects.bulk_create(slots)
     return position + len(slots)
 
 
-def _assignments(round: Round, slots: list[tuple[Task, int]], *, position: int) -> Iterator[Assignment]:
-    for place, (task, slot) in enumerate(slots, start=position):
-        yield Assignment(round=round, task=task, slot=slot, position=place)
+def _shuffled(completion_ids: Sequence[int]) -> list[int]:
+    """An order on screen, drawn anew for each assignment."""
+    return random.sample(completion_ids, len(completion_ids))
