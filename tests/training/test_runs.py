@@ -11,9 +11,10 @@ from django.db import IntegrityError
 from django.db.models.functions import Now
 
 from labeling.models import Project
+from labeling.policies import starter_folder
 from tests import factories
 from tests.training import stage
-from training import policies, runs
+from training import runs
 from training.models import Run, Worker
 from training.recipes import default_settings
 from training.rlhf.config import RunConfig
@@ -36,7 +37,7 @@ def test_a_new_run_waits_for_its_check_with_a_whole_recipe(project: Project, ann
 def test_a_policy_from_elsewhere_is_tuned_by_adapters_and_the_starter_as_a_whole(project: Project) -> None:
     elsewhere = stage.make_starter(project)
     starter = factories.make_policy(project, "the real starter")
-    starter.location = str(policies.STARTER)
+    starter.location = str(starter_folder())
     starter.save()
     child = factories.make_policy(project, "its child")
     child.parent = starter
@@ -245,63 +246,3 @@ def test_a_worker_that_was_not_seen_for_long_counts_as_gone(db: None) -> None:
     assert runs.workers_alive() == []
     Worker.objects.create(name="here", device="cpu:0", seen_at=Now())
     assert [worker.name for worker in runs.workers_alive()] == ["here"]
-
-
-# --- policies -----------------------------------------------------------------------------------------------
-
-
-def make_model(folder: Path, **config: Any) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
-    (folder / "model.safetensors").write_bytes(b"weights")
-    (folder / "tokenizer.json").write_text("{}")
-    return folder
-
-
-@pytest.fixture
-def models(settings: Any, tmp_path: Path) -> Path:
-    settings.MODEL_DIRS = [tmp_path / "models"]
-    return tmp_path / "models"
-
-
-def test_the_first_policy_of_a_project_needs_no_gate_and_the_second_does(
-    project: Project, models: Path
-) -> None:
-    location = str(make_model(models / "good"))
-    first = policies.register_policy(project=project, name="first", location=location)
-    second = policies.register_policy(project=project, name="second", location="org/model")
-    project.refresh_from_db()
-    assert project.current_policy == first
-    assert (first.state, second.state) == ("promoted", "candidate")
-    with pytest.raises(policies.PolicyRefused, match="already has"):
-        policies.register_policy(project=project, name="second", location="org/model")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (lambda f: (f / "config.json").unlink(), "is no model"),
-        (lambda f: (f / "config.json").write_text("{"), "is no model"),
-        (lambda f: (f / "config.json").write_text('{"auto_map": {}, "model_type": "x"}'), "code of its own"),
-        (lambda f: (f / "model.safetensors").unlink(), "no weights"),
-        (lambda f: (f / "pytorch_model.bin").write_bytes(b""), "pickled"),
-        (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer"),
-    ],
-)
-def test_a_folder_that_is_no_safe_model_is_refused(models: Path, spoil: Any, said: str) -> None:
-    folder = make_model(models / "bad")
-    spoil(folder)
-    with pytest.raises(policies.PolicyRefused, match=said):
-        policies.check_location(str(folder))
-
-
-def test_only_folders_for_models_are_looked_into(models: Path, tmp_path: Path) -> None:
-    outside = make_model(tmp_path / "outside")
-    models.mkdir()
-    (models / "link").symlink_to(outside)
-    for location in (str(outside), str(models / ".." / "outside"), str(models / "link")):
-        with pytest.raises(policies.PolicyRefused, match="outside the folders"):
-            policies.check_location(location)
-    for location in ("", "not an id!", "a/b/c"):
-        with pytest.raises(policies.PolicyRefused):
-            policies.check_location(location)
