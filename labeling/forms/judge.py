@@ -106,16 +106,12 @@ FORMS: dict[str, type[RatingForm | ComparisonForm | RankingForm]] = {
 
 
 class SkipForm(forms.Form):
-    """A reason from the page, or one's own words."""
+    """One of the reasons on the page, or one's own words."""
 
-    reason = forms.CharField(max_length=200, required=False)
-    other = forms.CharField(max_length=200, required=False)
-
-    def clean(self) -> dict[str, Any]:
-        reason = self.cleaned_data.get("reason") or self.cleaned_data.get("other")
-        if not reason and not self.errors:
-            raise forms.ValidationError("Say why you skip this task.")
-        return {"reason": reason}
+    reason = forms.CharField(
+        max_length=200,
+        error_messages={"required": "Say why you skip this task.", "max_length": "Say it in 200 characters."},
+    )
 
     @property
     def problem(self) -> str:

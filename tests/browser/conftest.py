@@ -49,8 +49,8 @@ def browser_type_launch_args() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def browser_context_args() -> dict[str, Any]:
-    return {"viewport": {"width": 1440, "height": 900}, "reduced_motion": "reduce"}
+def browser_context_args(server: str) -> dict[str, Any]:
+    return {"base_url": server, "viewport": {"width": 1440, "height": 900}, "reduced_motion": "reduce"}
 
 
 @pytest.fixture(scope="session")
@@ -93,12 +93,6 @@ def server(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> I
     thread.join(10)
 
 
-@pytest.fixture(scope="session")
-def base_url(server: str) -> str:
-    """What `page.goto("/...")` starts from."""
-    return server
-
-
 @pytest.fixture(autouse=True)
 def _committed_rows(transactional_db: None) -> None:
     """The server reads what a test wrote, so nothing here may hide in a transaction."""
@@ -106,8 +100,9 @@ def _committed_rows(transactional_db: None) -> None:
 
 @pytest.fixture
 def page(page: Page) -> Iterator[Page]:
-    """A page whose console must stay clean. To allow an error, remove it from `page.problems`."""
+    """A page whose console must stay clean. A test that expects an error clears `page.problems`."""
     problems = watch(page)
+    page.problems = problems  # type: ignore[attr-defined]
     yield page
     assert not problems, problems
 

@@ -11,7 +11,7 @@ TEXTS = [
     "they went together. The end.",
     "A fox had a lantern. The fox threw it in the river because the river was loud. Then it was dark.",
     "The fox held the lantern high so that **everybody** could see:\n\n- the owl\n- the mouse\n- the bear\n\n"
-    "```python\ndef light(lantern):\n    if lantern.is_dark:\n        lantern.light()\n    return lantern\n```\n",
+    "```python\ndef light(lantern):\n    if lantern.is_dark:\n        lantern.light()\n```\n",
     "There is a table about lanterns.\n\n| lantern | light |\n|---|---|\n| brass | warm |\n| tin | cold |\n",
 ]
 EARLIER = [

@@ -12,7 +12,7 @@ from django.contrib.auth.models import User
 from playwright.sync_api import Page, expect
 
 from labeling.models import Policy, PreferenceDataset, Project, Round, Skip
-from labeling.rounds import close_round
+from labeling.rounds import RoundPlan, close_round
 from tests import factories
 from tests.browser.conftest import SignIn, watch
 from tests.labeling import judged
@@ -120,7 +120,8 @@ def test_from_closing_the_round_to_a_dataset_on_the_disk(as_mia: Page, round: Ro
 
 
 def test_a_round_that_waits_says_that_no_worker_is_alive(as_mia: Page, round: Round) -> None:
-    waiting = judged.make_round(round.project, state=Round.State.WAITING, plan={"source": "sample"})
+    plan = RoundPlan(source="sample", train_prompts=200, test_prompts=40)
+    waiting = judged.make_round(round.project, state=Round.State.WAITING, plan=plan.to_json())
     as_mia.goto(f"/rounds/{waiting.pk}/")
     expect(as_mia.get_by_text("No training worker is alive")).to_be_visible()
     expect(as_mia.get_by_text("The round waits for completions")).to_be_visible()

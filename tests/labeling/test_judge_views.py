@@ -268,13 +268,13 @@ def test_a_skipped_task_does_not_come_back(client: Client, round: Round, ann: Us
 
 
 def test_without_htmx_a_skip_redirects(client: Client, round: Round) -> None:
-    response = client.post(f"/assignments/{start(client, round).pk}/skip/", {"other": "I know the author"})
+    response = client.post(f"/assignments/{start(client, round).pk}/skip/", {"reason": "I know the author"})
     assert response.status_code == 302 and Skip.objects.get().reason == "I know the author"
 
 
 def test_a_skip_needs_a_reason(client: Client, round: Round, ann: User) -> None:
     first = start(client, round)
-    response = client.post(f"/assignments/{first.pk}/skip/", {"other": " "}, headers=HTMX)
+    response = client.post(f"/assignments/{first.pk}/skip/", {"reason": " "}, headers=HTMX)
     assert response.status_code == 422 and "Say why" in text_of(response)
     assert held(ann) == first and not Skip.objects.exists()
 
