@@ -122,6 +122,8 @@ class RunConfig:
         _check(0 <= self.seed < 2**32, f"seed is {self.seed}: from 0 to 2**32 - 1")
         if self.method == "sample":
             _check(bool(self.policies), "policies: a sampling run needs at least one")
+            for name, location in self.policies.items():
+                _check(isinstance(location, str), f"policies.{name} is {location!r}: a folder or hub id")
         else:
             _check(bool(self.model), "model: name the folder or hub id to start from")
 
@@ -141,20 +143,24 @@ class RunConfig:
         return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
-_TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str}
+_TYPES: dict[Any, tuple[type, ...]] = {
+    int: (int,),
+    float: (int, float),
+    bool: (bool,),
+    str: (str,),
+    dict[str, str]: (dict,),
+}
 
 
 def _section(kind: Any, values: Any, where: str) -> Any:
     _check(isinstance(values, dict), f"{where}: expected an object")
-    known = {item.name: item for item in dataclasses.fields(kind)}
+    known = {item.name: item.type for item in dataclasses.fields(kind)}
     for name, value in values.items():
         _check(name in known, f"{where}.{name}: no such setting")
-        wanted = _TYPES.get(
-            known[name].type if isinstance(known[name].type, str) else known[name].type.__name__
-        )
+        wanted = _TYPES.get(known[name])
         if wanted is not None:
-            fits = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
-            _check(fits, f"{where}.{name} is {value!r}: expected {known[name].type}")
+            fits = isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool))
+            _check(fits, f"{where}.{name} is {value!r}: expected {wanted[-1].__name__}")
     try:
         return kind(**values)
     except TypeError as error:

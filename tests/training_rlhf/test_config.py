@@ -1,0 +1,57 @@
+"""The recipe: what is refused, and that it comes back from JSON as it was."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.rlhf.config import ConfigError, RunConfig, Sampling, Training, Tuning
+
+
+def test_a_recipe_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
+    config = RunConfig(
+        method="dpo",
+        seed=7,
+        model="policies/one",
+        tuning=Tuning(kind="lora", lora_rank=8),
+        training=Training(epochs=2, beta=0.3, bf16=True),
+        sampling=Sampling(temperature=0.7),
+    )
+    (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
+    assert RunConfig.load(tmp_path / "config.json") == config
+
+
+def test_what_is_left_out_has_a_default() -> None:
+    config = RunConfig.from_json({"method": "reward_model", "model": "here"})
+    assert config.training == Training()
+    assert config.tuning.kind == "full"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": "ppo"}, "method is 'ppo'"),
+        ({"model": ""}, "model: name the folder"),
+        ({"method": "sample"}, "policies"),
+        ({"method": "sample", "policies": ["one"]}, "config.policies is ['one']: expected dict"),
+        ({"method": "sample", "policies": {"one": 1}}, "policies.one is 1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": True}, "config.seed is True: expected int"),
+        ({"format": 2}, "format is 2"),
+        ({"lr": 1}, "config.lr: no such setting"),
+        ({"training": {"learning_rate": 0}}, "learning_rate is 0"),
+        ({"training": {"learning_rate": "1e-4"}}, "training.learning_rate is '1e-4': expected float"),
+        ({"training": {"bf16": 1}}, "training.bf16 is 1: expected bool"),
+        ({"training": {"max_steps": 0}}, "max_steps is 0"),
+        ({"training": {"schedule": "steps"}}, "schedule is 'steps'"),
+        ({"training": None}, "training: expected an object"),
+        ({"tuning": {"kind": "qlora"}}, "tuning.kind is 'qlora'"),
+        ({"tuning": {"lora_rank": 0}}, "lora_rank is 0"),
+        ({"sampling": {"top_p": 0}}, "top_p is 0"),
+    ],
+)
+def test_nonsense_is_refused_by_the_name_of_the_setting(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        RunConfig.from_json({"method": "dpo", "model": "here"} | change)
