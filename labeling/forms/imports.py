@@ -3,7 +3,6 @@
 from django import forms
 from django.conf import settings
 from django.core.files.uploadedfile import UploadedFile
-from django.template.defaultfilters import filesizeformat
 
 from labeling.imports import Form
 
@@ -27,8 +26,8 @@ class ImportForm(forms.Form):
         if not file.size:
             raise forms.ValidationError("The file is empty.")
         if file.size > settings.IMPORT_MAX_BYTES:
-            limit = filesizeformat(settings.IMPORT_MAX_BYTES)
+            limit = settings.IMPORT_MAX_BYTES // 1_000_000
             raise forms.ValidationError(
-                f"The file has {filesizeformat(file.size)}; at most {limit} are accepted."
+                f"The file has {file.size:,} bytes; at most {limit:,} MB are accepted."
             )
         return file

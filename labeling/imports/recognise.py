@@ -28,11 +28,11 @@ class Form(StrEnum):
 
 TITLES = {
     Form.PROMPTS_TXT: "Prompts, one a line (TXT)",
-    Form.PROMPTS_CSV: "Prompts (CSV with a column `prompt`)",
-    Form.PROMPTS_JSONL: "Prompts (JSONL with `prompt` or `messages`)",
-    Form.PAIRS_JSONL: "Preference pairs (JSONL with `chosen` and `rejected`)",
-    Form.PAIRS_CSV: "Preference pairs (CSV with `prompt`, `chosen` and `rejected`)",
-    Form.RANKINGS_JSONL: "Rankings (JSONL with `prompt`, `completions` and `ranks`)",
+    Form.PROMPTS_CSV: "Prompts (CSV with a column prompt)",
+    Form.PROMPTS_JSONL: "Prompts (JSONL with prompt or messages)",
+    Form.PAIRS_JSONL: "Preference pairs (JSONL with chosen and rejected)",
+    Form.PAIRS_CSV: "Preference pairs (CSV with prompt, chosen and rejected)",
+    Form.RANKINGS_JSONL: "Rankings (JSONL with prompt, completions and ranks)",
     Form.OPEN_ASSISTANT: "Open-Assistant conversation trees (JSONL)",
 }
 

@@ -37,7 +37,7 @@ def json_rows(lines: Iterator[Line]) -> Iterator[Row]:
             yield Row(line.number, problem=line.problem)
         elif line.text.strip():
             try:
-                yield Row(line.number, parse_object(line.text))
+                yield Row(line.number, parse_object(line.text.strip()))
             except RefusedRow as problem:
                 yield Row(line.number, problem=problem)
 
@@ -49,7 +49,7 @@ def parse_object(text: str) -> dict[str, Any]:
     except RecursionError:
         raise RefusedRow("nested too deeply", "the object is nested too deeply") from None
     except json.JSONDecodeError as error:
-        detail = f"{error.msg.lower()} at column {error.colno}"
+        detail = f"{error.msg.lower().removesuffix(' at')} at column {error.colno}"
         raise RefusedRow("broken JSON", f"{detail}: {shown(text[max(error.pos - 20, 0) :])}") from None
     except ValueError:  # an integer of more digits than Python will read
         raise RefusedRow("broken JSON", "a number has too many digits") from None

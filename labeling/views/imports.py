@@ -44,7 +44,7 @@ def import_new(request: ManagerRequest, slug: str) -> HttpResponse:
         "project": project,
         "form": form,
         "imports": earlier,
-        "limit": settings.IMPORT_MAX_BYTES,
+        "limit_mb": settings.IMPORT_MAX_BYTES // 1_000_000,
     }
     return render(request, "labeling/import_new.html", context, status=422 if form.errors else 200)
 

@@ -12,7 +12,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.test import Client
 from django.urls import reverse
 
-from labeling.imports import background
+from labeling.imports import background, import_file
 from labeling.models import Import, Label, Project, Prompt
 
 GOOD = {"prompt": "Q", "chosen": "a", "rejected": "b"}
@@ -43,7 +43,9 @@ def an_import(project: Project, **more: Any) -> Import:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_file_comes_in_and_the_next_page_says_what_came_of_it(manager: Client, project: Project) -> None:
+def test_a_file_comes_in_and_the_next_page_says_what_came_of_it(
+    manager: Client, project: Project, tmp_path: Path
+) -> None:
     response = manager.post(page(project), upload(GOOD), follow=True)
     assert response.status_code == 200
     assert b"Every row came in" in response.content
@@ -51,7 +53,7 @@ def test_a_file_comes_in_and_the_next_page_says_what_came_of_it(manager: Client,
     assert Label.objects.count() == 1
     found = Import.objects.get()
     assert (found.state, found.report["stored"]) == (Import.State.COMPLETE, True)
-    assert list((Path(background.settings.VAR_DIR) / "imports").iterdir()) == []
+    assert list((tmp_path / "imports").iterdir()) == []
 
 
 @pytest.mark.django_db(transaction=True)
@@ -116,10 +118,10 @@ def test_no_file_or_an_empty_one_is_refused_on_the_page(
 def test_a_file_over_the_limit_is_refused_on_the_page(
     manager: Client, project: Project, settings: Any
 ) -> None:
-    settings.IMPORT_MAX_BYTES = 10
-    response = manager.post(page(project), upload(GOOD))
+    settings.IMPORT_MAX_BYTES = 1_000_000
+    response = manager.post(page(project), upload("x" * 1_000_000))
     assert response.status_code == 422
-    assert b"at most 10" in response.content
+    assert b"at most 1 MB" in response.content
 
 
 def test_an_unknown_form_is_refused_on_the_page(manager: Client, project: Project) -> None:
@@ -166,12 +168,11 @@ def test_the_page_answers_while_a_long_import_goes_on(
     manager: Client, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, go_on = threading.Event(), threading.Event()
-    add = background.import_file
 
     def slow(**kwargs: Any) -> Any:
         reading.set()
         assert go_on.wait(20)
-        return add(**kwargs)
+        return import_file(**kwargs)
 
     monkeypatch.setattr(background, "import_file", slow)
     monkeypatch.setattr(background, "PATIENCE", 0.05)

@@ -30,6 +30,13 @@ def jsonl(tmp_path: Path, *rows: Any, name: str = "data.jsonl") -> Path:
     return path
 
 
+def the_value() -> dict[str, Any]:
+    """What the one label that there is says."""
+    value = Label.objects.get().value
+    assert value is not None
+    return dict(value)
+
+
 def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
@@ -120,7 +127,7 @@ def test_a_margin_becomes_a_strength(
     project: Project, tmp_path: Path, columns: dict[str, Any], value: int
 ) -> None:
     import_file(project=project, path=jsonl(tmp_path, {**PAIRS["explicit plain"], **columns}))
-    assert Label.objects.get().value["strength"] == value
+    assert the_value()["strength"] == value
 
 
 def test_strength_zero_is_a_tie(project: Project, tmp_path: Path) -> None:
@@ -134,7 +141,7 @@ def test_pairs_come_in_as_csv(project: Project, tmp_path: Path) -> None:
     report = import_file(project=project, path=path)
     assert report.form == "pairs-csv"
     assert Prompt.objects.get().messages == [user("Two\nlines; here")]
-    assert Label.objects.get().value["strength"] == 4
+    assert the_value()["strength"] == 4
 
 
 def test_rankings_come_in_with_ties_and_unranked_completions(project: Project, tmp_path: Path) -> None:

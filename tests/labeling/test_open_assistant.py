@@ -26,7 +26,7 @@ def bring(project: Project, tmp_path: Path, *prompts: dict[str, Any]) -> ImportR
 
 def ranks_by_text() -> list[dict[str, int]]:
     texts = {str(c.pk): c.text for c in Completion.objects.all()}
-    values = [label.value["ranks"] for label in Label.objects.order_by("pk")]
+    values = [label.value["ranks"] for label in Label.objects.order_by("pk") if label.value]
     return [{texts[pk]: rank for pk, rank in ranks.items()} for ranks in values]
 
 

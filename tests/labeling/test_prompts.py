@@ -6,6 +6,7 @@ import json
 import pytest
 
 from labeling.models import Completion, Project, Prompt
+from labeling.models.prompts import Message
 from labeling.prompts import (
     MAX_CHARACTERS,
     InvalidCompletion,
@@ -20,8 +21,8 @@ from labeling.prompts import (
 from tests import factories
 
 
-def asked(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
+def asked(text: str) -> list[Message]:
+    return [Message(role="user", content=text)]
 
 
 def test_the_digest_is_over_canonical_json() -> None:
@@ -98,7 +99,7 @@ def test_a_share_of_the_prompts_is_held_out_and_stays_so() -> None:
 def test_later_turns_stand_on_the_side_of_their_opening(project: Project) -> None:
     project.test_percent = 50
     conversations = [
-        [*asked(f"Question {n}"), {"role": "assistant", "content": "Answer"}, *asked(f"And {m}?")]
+        [*asked(f"Question {n}"), Message(role="assistant", content="Answer"), *asked(f"And {m}?")]
         for n in range(20)
         for m in range(5)
     ]
@@ -112,7 +113,7 @@ def test_each_turn_is_rendered_once_and_cannot_run(project: Project) -> None:
     [prompt] = add_prompts(
         project=project,
         conversations=[
-            [{"role": "system", "content": "<script>alert(1)</script>"}, *asked("**bold**")],
+            [Message(role="system", content="<script>alert(1)</script>"), *asked("**bold**")],
         ],
     )
     assert len(prompt.html) == 2
