@@ -24,7 +24,7 @@ from labeling.assignment import (
     take_next,
 )
 from labeling.label_values import InvalidLabel, validate
-from labeling.models import Assignment, Label, LostLease, RaterProgress, Round, RoundClosed
+from labeling.models import Assignment, Label, LostLease, RaterProgress, Round, RoundClosed, Skip
 
 __all__ = [
     "AlreadyLabelled",
@@ -199,6 +199,8 @@ def _slot_as_it_was_shown(answer: Answer, own: Assignment | None) -> Assignment:
     """A slot of the task for a rater who lost theirs: another one that they hold by now, or a free one."""
     task_id = answer.asked.task_id
     lost = LostLease.objects.filter(task=task_id, rater=answer.rater.pk).last()
+    if Skip.objects.filter(task=task_id, rater=answer.rater.pk).exists():
+        raise LeaseLost("You skipped this task. Open the round to get another one.")
     if lost is None:
         raise LeaseLost("You do not hold this task. Open the round to get a task of your own.")
     free = Assignment.objects.select_for_update(skip_locked=True).filter(task=task_id, state=State.OPEN)

@@ -20,7 +20,7 @@ from labeling.labels import (
     undo,
     validate,
 )
-from labeling.models import Assignment, Label, Project, Protocol, RaterProgress, Round
+from labeling.models import Assignment, Label, Project, Protocol, Round
 from labeling.rounds import close_round, rater_progress, reopen_round
 from tests.labeling.open_round import TIE, make_open_round, say_tie
 
