@@ -1,6 +1,7 @@
 """Rounds with texts worth looking at: for tests that read a page and for the eyes that judge it."""
 
 from labeling.models import Policy, Project, Round
+from labeling.models.prompts import Message
 from labeling.prompts import NewCompletion, add_completions, add_prompts
 from labeling.rounds import NewTask, RoundPlan, fill, open_round
 from tests import factories
@@ -14,7 +15,7 @@ TEXTS = [
     "```python\ndef light(lantern):\n    if lantern.is_dark:\n        lantern.light()\n```\n",
     "There is a table about lanterns.\n\n| lantern | light |\n|---|---|\n| brass | warm |\n| tin | cold |\n",
 ]
-EARLIER = [
+EARLIER: list[Message] = [
     {"role": "user", "content": "Do you know stories about animals?"},
     {"role": "assistant", "content": "I do. About which animal would you like to hear?"},
 ]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from django.contrib.auth.models import User
 from django.utils import timezone
 from playwright.sync_api import Locator, Page, expect
 
+from labeling.assignment import next_assignment
 from labeling.models import Assignment, Label, Project, Protocol, Round, Skip
 from labeling.rounds import close_round
 from tests.browser.conftest import SignIn, watch
@@ -370,12 +372,28 @@ def test_the_lease_is_renewed_while_the_page_is_open(
     page.clock.install()
     sign_in(page, ann)
     page.goto(f"/rounds/{round.pk}/judge/")
-    almost_over = timezone.now() + timezone.timedelta(seconds=20)
+    almost_over = timezone.now() + timedelta(seconds=20)
     Assignment.objects.filter(state="leased").update(leased_until=almost_over)
     with page.expect_response("**/renew/") as renewed:
         page.clock.fast_forward(61_000)
     assert renewed.value.status == 204
-    assert held().leased_until > almost_over
+    renewed_until = held().leased_until
+    assert renewed_until is not None and renewed_until > almost_over
+
+
+def test_a_task_that_went_to_somebody_else_is_told_and_the_answer_stays(
+    page: Page, sign_in: SignIn, ann: User, bo: User, project: Project
+) -> None:
+    round = make_round(project, "rating", tasks=1)
+    page.clock.install()
+    sign_in(page, ann)
+    page.goto(f"/rounds/{round.pk}/judge/")
+    page.keyboard.press("4")
+    Assignment.objects.filter(state="leased").update(leased_until=timezone.now() - timedelta(seconds=1))
+    assert next_assignment(round=round, rater=bo) is not None
+    page.clock.fast_forward(61_000)
+    expect(page.get_by_role("alert").filter(has_text="gone to somebody else")).to_be_in_viewport()
+    expect(page.locator('[name="score-overall"][value="4"]')).to_be_checked()
 
 
 def test_time_away_from_the_task_does_not_count(

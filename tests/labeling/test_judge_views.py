@@ -5,7 +5,7 @@ import uuid
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.http import HttpResponse
 from django.template.loader import get_template
 from django.test import Client
@@ -45,7 +45,14 @@ def start(client: Client, round: Round) -> Assignment:
     return Assignment.objects.filter(round=round, state=Assignment.State.LEASED).latest("leased_at")
 
 
-def send(client: Client, assignment: Assignment, *, htmx: bool = True, **fields: Any) -> HttpResponse:
+def send(client: Client, assignment: Assignment, *, htmx: bool = True, **fields: str) -> HttpResponse:
+    return send_all(client, assignment, fields, htmx=htmx)
+
+
+def send_all(
+    client: Client, assignment: Assignment, fields: dict[str, str], *, htmx: bool = True
+) -> HttpResponse:
+    """Fields whose names are no names in Python."""
     data = {"key": str(uuid.uuid4()), "seconds": "2.5", **fields}
     headers = HTMX if htmx else {}
     return client.post(f"/assignments/{assignment.pk}/label/", data, headers=headers)  # type: ignore[return-value]
@@ -230,14 +237,14 @@ def test_a_cycle_costs_few_queries(
 
 def test_scores_are_stored_by_criterion(client: Client, project: Project) -> None:
     round = make_open_round(project, tasks=2, kind=Protocol.Kind.RATING)
-    send(client, start(client, round), **{"score-overall": "4"})
+    send_all(client, start(client, round), {"score-overall": "4"})
     assert Label.objects.get().value == {"scores": {"overall": 4}}
 
 
 @pytest.mark.parametrize("score", ["", "0", "6", "good"])
 def test_a_score_off_the_scale_is_refused(client: Client, project: Project, score: str) -> None:
     round = make_open_round(project, tasks=1, kind=Protocol.Kind.RATING)
-    response = send(client, start(client, round), **{"score-overall": score})
+    response = send_all(client, start(client, round), {"score-overall": score})
     assert response.status_code == 422 and "Overall" in text_of(response)
 
 
@@ -245,14 +252,14 @@ def test_ranks_are_stored_by_completion(client: Client, project: Project) -> Non
     round = make_open_round(project, tasks=1, kind=Protocol.Kind.RANKING)
     first = start(client, round)
     a, b, c, d = first.shown
-    send(client, first, **{f"rank-{a}": "2", f"rank-{b}": "1", f"rank-{c}": "2", f"rank-{d}": ""})
+    send_all(client, first, {f"rank-{a}": "2", f"rank-{b}": "1", f"rank-{c}": "2", f"rank-{d}": ""})
     assert Label.objects.get().value == {"ranks": {str(a): 2, str(b): 1, str(c): 2}}
 
 
 def test_a_refused_ranking_comes_back_as_it_was_entered(client: Client, project: Project) -> None:
     round = make_open_round(project, tasks=1, kind=Protocol.Kind.RANKING)
     first = start(client, round)
-    response = send(client, first, **{f"rank-{first.shown[2]}": "7"})
+    response = send_all(client, first, {f"rank-{first.shown[2]}": "7"})
     assert response.status_code == 422 and "at least two" in text_of(response)
     assert re.search(rf'name="rank-{first.shown[2]}"[^>]* value="7"', text_of(response))
 
@@ -326,7 +333,7 @@ def test_a_lease_is_renewed_without_a_word(client: Client, round: Round, ann: Us
     first = start(client, round)
     response = client.post(f"/assignments/{first.pk}/renew/", headers=HTMX)
     assert response.status_code == 204
-    assert held(ann).leased_until > first.leased_until
+    assert str(held(ann).leased_until) > str(first.leased_until)
 
 
 def test_a_lost_lease_is_told(client: Client, round: Round, bo: User) -> None:
@@ -356,6 +363,12 @@ def test_the_start_hides_closed_rounds_and_other_projects(client: Client, round:
 def test_a_manager_sees_projects_and_a_rater_does_not(client: Client, round: Round, mia: User) -> None:
     assert "Projects you manage" in text_of(signed_in(mia).get("/"))
     assert "Projects you manage" not in text_of(client.get("/"))
+
+
+def test_only_who_may_make_projects_is_offered_to(client: Client, round: Round, mia: User) -> None:
+    assert "New project" not in text_of(signed_in(mia).get("/"))
+    mia.user_permissions.add(Permission.objects.get(codename="add_project"))
+    assert "New project" in text_of(signed_in(mia).get("/"))
 
 
 def test_who_belongs_nowhere_is_welcomed(zed: User) -> None:
