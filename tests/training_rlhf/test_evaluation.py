@@ -43,9 +43,8 @@ def test_a_model_that_is_as_sure_as_it_is_right_is_calibrated() -> None:
     sure = math.log(0.8 / 0.2)  # 80 % sure
     bins, ece = evaluation.calibration([sure] * 8 + [-sure] * 2, [1.0] * 10)
     assert ece == pytest.approx(0, abs=1e-9)
-    assert [(one["predicted"], one["observed"], one["count"]) for one in bins] == [
-        (pytest.approx(0.8), pytest.approx(0.8), 10)
-    ]
+    (one,) = bins
+    assert (one["predicted"], one["observed"], one["count"]) == pytest.approx((0.8, 0.8, 10))
 
 
 def test_a_model_that_is_sure_and_right_half_the_time_is_off_by_one_half() -> None:

@@ -174,7 +174,7 @@ def evaluate_reward_model(run_dir: RunDir, config: RunConfig, progress: Progress
     """Score the held-out comparisons with model/ and write evaluation.json."""
     progress.write("Scoring held-out comparisons")
     model, tokenizer = loading.load_reward_model(run_dir.model)
-    model.to(sampling.device())
+    loading.use_device(model)
     elements = drop_too_long(
         read_for_reward_model(run_dir, "test"),
         limit=length_limit(config, model.config),
@@ -239,7 +239,7 @@ def evaluate_policy(run_dir: RunDir, config: RunConfig, progress: ProgressWriter
         tokenizer = loading.load_tokenizer(location)
         model = loading.load_policy(location)
         loading.fit(model, tokenizer, where=location)
-        model.to(sampling.device())
+        loading.use_device(model)
         policies[name] = (model, tokenizer)
         progress.write(f"The {name} policy writes to {len(prompts)} held-out prompts")
         samples[name] = sampling.generate(
@@ -310,7 +310,7 @@ def _by_reward_model(
         return dict.fromkeys(names)
     progress.write("The reward model scores both")
     model, tokenizer = loading.load_reward_model(config.reward_model)
-    model.to(sampling.device())
+    loading.use_device(model)
     rewards = {
         name: scoring.reward_scores(
             model,

@@ -7,7 +7,7 @@ is wrong, where, and what to do; the child writes that to `error.json`.
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 # Before transformers is imported: no telemetry, no bars in a log that people read.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -30,8 +30,8 @@ from training.rlhf import rendering, scoring
 from training.rlhf.config import HUB_ID
 from training.rlhf.failures import Refused
 
-transformers_logging.disable_progress_bar()
-transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # A trainer leaves these beside a model; they hold no weights and nothing here reads them.
@@ -108,7 +108,7 @@ def load_tokenizer(location: str) -> PreTrainedTokenizerBase:
 
 def fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, where: str) -> None:
     """Make the model agree with its tokenizer about padding and EOS. Refuses tokens without embeddings."""
-    rows = int(model.get_input_embeddings().weight.shape[0])
+    rows = cast(torch.Tensor, model.get_input_embeddings().weight).shape[0]
     highest = max(tokenizer.get_vocab().values())
     if highest >= rows:
         raise ModelRefused(
@@ -121,6 +121,11 @@ def fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, where: st
         model.config.eos_token_id = tokenizer.eos_token_id
     if model.can_generate() and model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def use_device(model: torch.nn.Module) -> None:
+    """Move a model to where it runs: the GPU, if this machine has one."""
+    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _checked_config(location: str) -> dict[str, Any]:

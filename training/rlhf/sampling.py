@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -79,7 +79,7 @@ def run(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> None:
         tokenizer = loading.load_tokenizer(location)
         model = loading.load_policy(location)
         loading.fit(model, tokenizer, where=location)
-        model.to(device())
+        loading.use_device(model)
 
         def tell(done: int, before: int = len(texts), name: str = name) -> None:
             progress.step = before + done
@@ -130,10 +130,6 @@ def policy_seed(seed: int, number: int) -> int:
     return (seed * 1_000_003 + number * 7_919_317) % 2**63
 
 
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _prompts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -159,7 +155,7 @@ def _generate_batch(
     cuda = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):  # whoever calls keeps their own draws
         torch.manual_seed(seed)
-        output = model.generate(
+        output = cast(Any, model).generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=_generation_config(tokenizer, sampling, ends),
@@ -171,7 +167,7 @@ def _generation_config(
     tokenizer: PreTrainedTokenizerBase, sampling: Sampling, ends: list[int]
 ) -> GenerationConfig:
     draws = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-    return GenerationConfig(
+    return GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=sampling.max_new_tokens,
         eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,

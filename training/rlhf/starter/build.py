@@ -1,4 +1,4 @@
-"""Make the starter policy again: `python -m training.rlhf.starter.build OUT [--seed 0] [--steps 260]`.
+"""Make the starter policy again: `python -m training.rlhf.starter.build OUT [--seed 0] [--steps 600]`.
 
 A byte-level BPE tokenizer and a Llama of about one million parameters, trained from scratch on stories of
 mixed quality from world.py: the policy has learnt to write, not what people like. What the repository ships
@@ -24,6 +24,9 @@ SHIPPED = Path(__file__).parent / "policy"
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 VOCABULARY = 768
 POSITIONS = 2048  # far beyond any story, so that prompts from elsewhere can be tried
+# The usual 0.02 is for wide models. At width 128 it costs hundreds of steps before the model learns to look
+# the creature and the thing up in the prompt: 260 steps of 48 rows did not suffice, with 0.08 150 of 16 do.
+INIT = 0.08
 
 # Every turn stands between two special tokens: no token can join a prompt and its answer, earlier turns never
 # change, and each turn of the assistant ends with EOS. A role that it does not know is read as the user's.
@@ -42,16 +45,28 @@ CHAT_TEMPLATE = (
 Conversation = list[dict[str, str]]
 
 
-def conversations(count: int, *, seed: int) -> Iterator[Conversation]:
-    """Training prompts with a story of mixed quality each; the world's test prompts are left out."""
+def conversations(count: int, *, seed: int, is_first_lesson: bool = False) -> Iterator[Conversation]:
+    """Training prompts with a story each; the world's test prompts are left out.
+
+    The stories are of mixed quality. In the first lesson they are short and on topic, because a model that
+    cannot yet tell what is asked learns nothing from stories that ignore it.
+    """
     rng = random.Random(seed)
     prompts = world.prompts(4900, seed=seed)
     for _ in range(count):
         prompt = rng.choice(prompts)
-        yield [
-            {"role": "user", "content": prompt},
-            {"role": "assistant", "content": world.story_for(prompt, rng)},
-        ]
+        answer = short_story(prompt, rng) if is_first_lesson else world.story_for(prompt, rng)
+        yield [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
+def short_story(prompt: str, rng: random.Random) -> str:
+    """On topic, at most one deed, of either kind."""
+    creature, thing = world.asked_for(prompt)
+    assert creature and thing, prompt
+    deeds = rng.choice(((), (), (True,), (False,)))
+    return world.tell(
+        world.Story(creature=creature, thing=thing, deeds=deeds, has_ending=rng.random() < 0.5), rng
+    )
 
 
 def train_tokenizer(*, seed: int) -> PreTrainedTokenizerFast:
@@ -69,7 +84,7 @@ def train_tokenizer(*, seed: int) -> PreTrainedTokenizerFast:
             show_progress=False,
         ),
     )
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bpe,
         eos_token=END,
         pad_token=PAD,
@@ -92,6 +107,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCausa
             num_attention_heads=4,
             num_key_value_heads=4,
             max_position_embeddings=POSITIONS,
+            initializer_range=INIT,
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
@@ -103,12 +119,19 @@ def new_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCausa
 def batches(
     tokenizer: PreTrainedTokenizerFast, *, steps: int, rows: int, seed: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Token ids and labels, [rows, length] each, of conversations of like length; labels are the answer's."""
-    encoded = [
-        rendering.prompt_and_completion_ids(tokenizer, one[:1], one[1:])
-        for one in conversations(steps * rows, seed=seed + 1)
-    ]
-    # Length varies little within a batch, so little is padding; the order of the batches is drawn.
+    """Token ids and labels (of the answer), [rows, length] each. A third of the steps is the first lesson."""
+    first = steps // 3
+    yield from _batches(
+        tokenizer, conversations(first * rows, seed=seed + 1, is_first_lesson=True), rows, seed
+    )
+    yield from _batches(tokenizer, conversations((steps - first) * rows, seed=seed + 2), rows, seed)
+
+
+def _batches(
+    tokenizer: PreTrainedTokenizerFast, talks: Iterator[Conversation], rows: int, seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    encoded = [rendering.prompt_and_completion_ids(tokenizer, talk[:1], talk[1:]) for talk in talks]
+    # Length varies little within a batch, so little is padded; the order of the batches is drawn.
     encoded.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
     starts = list(range(0, len(encoded), rows))
     random.Random(seed).shuffle(starts)
@@ -153,16 +176,16 @@ def train(
             sys.stdout.flush()
 
 
-def build(out: Path, *, seed: int = 0, steps: int = 260, rows: int = 48) -> None:
+def build(out: Path, *, seed: int = 0, steps: int = 600, rows: int = 16) -> None:
     """Train and save the starter policy into `out`."""
     tokenizer = train_tokenizer(seed=seed)
     model = new_model(tokenizer, seed=seed)
     sys.stdout.write(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens\n")
-    train(model, tokenizer, steps=steps, rows=rows, learning_rate=4e-3, seed=seed)
-    model.generation_config = GenerationConfig(
+    train(model, tokenizer, steps=steps, rows=rows, learning_rate=3e-3, seed=seed)
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
     )
-    model.to(torch.bfloat16)  # 2 MB; read as fp32, so that small learning rates still move the weights
+    model.bfloat16()  # 2 MB; read as fp32, so that small learning rates still move the weights
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
@@ -171,7 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the starter policy from scratch.")
     parser.add_argument("out", type=Path, help="folder for the model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=260)
+    parser.add_argument("--steps", type=int, default=600)
     given = parser.parse_args()
     build(given.out, seed=given.seed, steps=given.steps)
 
