@@ -194,7 +194,7 @@ def our_trainer(run_dir: RunDir, config: RunConfig, reference: Clock) -> Any:
         with reference:
             return precompute(*arguments, **options)
 
-    dpo.PairTrainer._precompute_ref_logps = timed
+    dpo.PairTrainer._precompute_ref_logps = timed  # type: ignore[method-assign]
     model = loading.load_policy(config.model)
     loading.fit(model, tokenizer, where=config.model)
     return dpo.make_trainer(model=model, train=read_for_dpo(run_dir, "train"), **parts)
@@ -203,7 +203,10 @@ def our_trainer(run_dir: RunDir, config: RunConfig, reference: Clock) -> Any:
 def bare(run_dir: RunDir, config: RunConfig) -> Any:
     """What a careful person writes with TRL alone, with the settings of the recipe."""
     from datasets import load_dataset
-    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+    from trl.trainer.reward_config import RewardConfig
+    from trl.trainer.reward_trainer import RewardTrainer
 
     from training.rlhf import fitting
 

@@ -42,7 +42,7 @@ def save_tiny_policy(folder: Path, *, seed: int = 0) -> None:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, pad_token="<|pad|>", bos_token="<|bos|>", eos_token="<|end|>"
     )
     fast.add_special_tokens({"additional_special_tokens": SPECIAL[3:]})
@@ -125,7 +125,8 @@ def make_run(tmp_path: Path, tiny_policy: Path) -> MakeRun:
     folders = (tmp_path / f"run-{number}" for number in itertools.count(1))
 
     def make(method: str, **config: Any) -> RunDir:
-        return write_run(next(folders), **({"method": method, "model": tiny_policy} | config))
+        recipe: dict[str, Any] = {"method": method, "model": tiny_policy}
+        return write_run(next(folders), **(recipe | config))
 
     return make
 

@@ -10,7 +10,8 @@ pytestmark = pytest.mark.training
 
 import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
-from trl import DPOConfig, DPOTrainer  # noqa: E402
+from trl.trainer.dpo_config import DPOConfig  # noqa: E402
+from trl.trainer.dpo_trainer import DPOTrainer  # noqa: E402
 
 from tests.training_rlhf.conftest import pair_row, write_rows  # noqa: E402
 from training.rlhf import dpo, fitting, loading  # noqa: E402
@@ -118,11 +119,12 @@ def test_margin_weight_and_tie_enter_the_loss(tiny_policy: Path, tmp_path: Path)
 def test_ties_alone_leave_the_policy_where_it_is(tiny_policy: Path, tmp_path: Path) -> None:
     rows = [pair_row(number, p=0.5) for number in range(8)]
     trainer = our_trainer(rows, make_config(tiny_policy), tmp_path)
-    before = [weight.clone() for weight in trainer.model.parameters()]
+    model: Any = trainer.model
+    before = [weight.detach().clone() for weight in model.parameters()]
     trainer.train()
     moved = max(
-        float((one - other).abs().max())
-        for one, other in zip(before, trainer.model.parameters(), strict=True)
+        float((one - other.detach()).abs().max())
+        for one, other in zip(before, model.parameters(), strict=True)
     )
     assert moved < 1e-3  # two steps of Adam at 1e-3 move further than that once there is a gradient
     assert "rewards/accuracies" not in trainer.state.log_history[0]
@@ -135,5 +137,5 @@ def test_tokens_are_split_where_both_conversations_go_on_differently(
     tokenizer = loading.load_tokenizer(str(tiny_policy))
     (row,) = dpo.tokenized(read_pairs(tmp_path / "pairs.jsonl"), tokenizer, use_margin=True)
     assert tokenizer.decode(row["prompt_ids"]) == "<|bos|><|user|>Say hello, 1.<|end|><|assistant|>"
-    assert tokenizer.decode(row["chosen_ids"]).startswith("Hello ")
+    assert str(tokenizer.decode(row["chosen_ids"])).startswith("Hello ")
     assert row["chosen_ids"][-1] == row["rejected_ids"][-1] == tokenizer.eos_token_id

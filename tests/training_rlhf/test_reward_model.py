@@ -10,7 +10,8 @@ pytestmark = pytest.mark.training
 
 import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
-from trl import RewardConfig, RewardTrainer  # noqa: E402
+from trl.trainer.reward_config import RewardConfig  # noqa: E402
+from trl.trainer.reward_trainer import RewardTrainer  # noqa: E402
 
 from tests.training_rlhf.conftest import pair_row, ranking_row, write_rows  # noqa: E402
 from training.rlhf import fitting, loading, recipe, reward_model, scoring  # noqa: E402
@@ -103,7 +104,9 @@ def test_pairs_and_rankings_are_learnt_together(tiny_policy: Path, tmp_path: Pat
     trainer = our_trainer([pair_row(n) for n in range(24)], config, tmp_path, rankings=rankings)
     trainer.train()
     assert logged(trainer)[-1] < 0.6 * logged(trainer)[0]
-    model, tokenizer = trainer.model.eval(), loading.load_tokenizer(config.model)
+    model: Any = trainer.model
+    model.eval()
+    tokenizer = loading.load_tokenizer(config.model)
     unseen = ranking_row(99, [1, 2, 2, 3])
     conversations = [[*unseen["prompt"], *completion] for completion in unseen["completions"]]
     scores = scoring.reward_scores(model, tokenizer, conversations)
@@ -114,10 +117,11 @@ def test_a_ranking_of_four_costs_the_mean_over_its_six_comparisons(tiny_policy: 
     config = make_config(tiny_policy, max_steps=1, batch_size=1)
     trainer = our_trainer([], config, tmp_path, rankings=[ranking_row(5, [4, 1, 3, 2])])
     (batch,) = trainer.get_train_dataloader()
-    trainer.model.eval()
+    model: Any = trainer.model
+    model.eval()
     with torch.no_grad():
-        scores = trainer.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
-        loss = float(trainer.compute_loss(trainer.model, batch))
+        scores = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
+        loss = float(trainer.compute_loss(model, batch))
     order = [1, 3, 2, 0]  # from best to worst
     gaps = [scores[one] - scores[other] for i, one in enumerate(order) for other in order[i + 1 :]]
     assert loss == pytest.approx(float(torch.nn.functional.softplus(-torch.stack(gaps)).mean()), abs=1e-6)
@@ -140,8 +144,9 @@ def test_what_was_saved_scores_as_what_was_trained_and_its_canaries_guard_it(
     assert (run_dir.path / "adapter").exists() == (kind == "lora")
     assert not list(run_dir.model.glob("*.bin"))
 
+    head: Any = model.score
     with torch.no_grad():
-        model.score.weight.mul_(-1)
+        head.weight.mul_(-1)
     model.save_pretrained(run_dir.model)
     with pytest.raises(loading.ModelRefused, match="reward of"):
         loading.load_reward_model(run_dir.model)

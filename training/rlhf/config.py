@@ -133,6 +133,7 @@ class RunConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "RunConfig":
         """Build from parsed JSON. Raises ConfigError for unknown names, wrong types and refused values."""
+        _check(isinstance(data, dict), "config: expected an object")
         sections = {"tuning": Tuning, "training": Training, "sampling": Sampling}
         values = {name: _section(sections[name], value, name) if name in sections else value
                   for name, value in data.items()}  # fmt: skip

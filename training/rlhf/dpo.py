@@ -16,8 +16,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import DPOConfig, DPOTrainer
-from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
 from training.rlhf import rendering
 from training.rlhf.config import RunConfig
@@ -78,12 +78,9 @@ class PairTrainer(Checkpointed, DPOTrainer):
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
         return dataset  # tokenized by us, and nothing too long is left in it
 
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        self._signature_columns = list(dict.fromkeys([*(self._signature_columns or []), *_SAID]))
-
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
-        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k not in _SAID})
+        tokens = {name: value for name, value in inputs.items() if name not in _SAID}
+        return super().compute_ref_log_probs(model, tokens)  # type: ignore[no-untyped-call]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         mask = inputs["completion_mask"]  # (2 * pairs, tokens), chosen first
@@ -107,11 +104,11 @@ class PairTrainer(Checkpointed, DPOTrainer):
             liked = mask[: len(losses), 1:] * decided
             likelihood = negative_log_likelihood(token_logps[: len(losses)], mask=liked)
             loss = loss + self.sft_weight * likelihood
-        self._note(inputs, rewards=rewards, logps=logps)
+        self._note(inputs, rewards=rewards, logps=logps, training=model.training)
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
-    def _note(self, inputs: dict[str, Any], *, rewards: Tensor, logps: Tensor) -> None:
+    def _note(self, inputs: dict[str, Any], *, rewards: Tensor, logps: Tensor, training: bool) -> None:
         """TRL's metrics under TRL's names, fetched from the device at once."""
         chosen, rejected = rewards.chunk(2)
         chosen_logps, rejected_logps = logps.chunk(2)
@@ -125,7 +122,7 @@ class PairTrainer(Checkpointed, DPOTrainer):
         }
         tokens = inputs["attention_mask"].sum()
         *numbers, count = torch.stack([*values.values(), tokens]).tolist()
-        mode = "train" if self.model.training else "eval"
+        mode = "train" if training else "eval"
         for name, number in zip(values, numbers, strict=True):
             if number == number:  # nan: nothing but ties in this batch
                 self._metrics[mode][name].append(number)
@@ -149,6 +146,7 @@ def make_trainer(
         beta=training.beta,
         max_length=None,
         precompute_ref_log_probs=True,
+        remove_unused_columns=False,  # none is unused, and TRL does not know all
     )
     return PairTrainer(
         sft_weight=training.sft_weight,

@@ -87,7 +87,7 @@ def _steps(config: RunConfig, *, rows: int) -> int:
 def _parameters(config: RunConfig, model_config: PretrainedConfig) -> tuple[int, int]:
     """Of the model, and of its adapters (0 when all weights are trained)."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config)
+        model = AutoModelForCausalLM.from_config(model_config)  # type: ignore[no-untyped-call]
     adapter = 0
     if config.tuning.kind == "lora":
         head = model.get_output_embeddings()

@@ -128,7 +128,8 @@ class Checkpointed(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # Weights only: no pickled settings, and the tokenizer does not change.
-        self.model.save_pretrained(output_dir, state_dict=state_dict)
+        model: Any = self.model
+        model.save_pretrained(output_dir, state_dict=state_dict)
 
 
 def fit(trainer: Trainer, *, run_dir: RunDir, progress: ProgressWriter) -> None:
@@ -171,7 +172,7 @@ def save_trained(
     tokenizer.save_pretrained(draft)
     write_json(draft / "lineage.json", lineage.of(run_dir, config, tokenizer, packages=_packages()))
     os.replace(draft, run_dir.model)
-    result: PreTrainedModel = model
+    result: PreTrainedModel = model.float().eval()
     return result
 
 

@@ -255,7 +255,7 @@ def _template(tokenizer: PreTrainedTokenizerBase, sample: list[Message] | None) 
         return {"hash": rendering.template_hash(tokenizer)}
     ids = rendering.conversation_ids(tokenizer, sample)
     ends = set(rendering.end_ids(tokenizer))
-    while ids and not tokenizer.decode(ids[-1:]).strip():  # ChatML ends a turn with EOS and a newline
+    while ids and not str(tokenizer.decode(ids[-1:])).strip():  # ChatML ends a turn with EOS and a newline
         ids.pop()
     return {
         "hash": rendering.template_hash(tokenizer),

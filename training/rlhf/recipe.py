@@ -63,7 +63,7 @@ def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[
     report(progress, {"train_seconds": seconds}, message="Saving the model")
     trained = fitting.save_trained(trainer, tokenizer, run_dir=run_dir, config=config)
     if config.method == "reward_model":
-        scoring.write_canaries(trained.float().eval(), tokenizer, folder=run_dir.model)
+        scoring.write_canaries(trained, tokenizer, folder=run_dir.model)
     del trainer, model, trained
     gc.collect()
     torch.cuda.empty_cache()

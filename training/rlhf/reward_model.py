@@ -15,7 +15,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import RewardConfig, RewardTrainer
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import RewardTrainer
 
 from training.rlhf import rendering, scoring
 from training.rlhf.config import RunConfig
@@ -73,9 +74,6 @@ class ComparisonTrainer(Checkpointed, RewardTrainer):
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
         return dataset  # tokenized by us, and nothing too long is left in it
 
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["conversations", *Comparison._fields]
-
     def compute_loss(
         self,
         model: Any,
@@ -90,11 +88,11 @@ class ComparisonTrainer(Checkpointed, RewardTrainer):
         difference = scores[inputs["chosen"]] - scores[inputs["rejected"]]  # (comparisons,)
         losses = comparison_loss(difference, margin=inputs["margin"], p=inputs["p"])
         loss = mean_over_elements(losses, weight=inputs["weight"], elements=inputs["elements"])
-        self._note(inputs, scores=scores, difference=difference)
+        self._note(inputs, scores=scores, difference=difference, training=model.training)
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
-    def _note(self, inputs: dict[str, Any], *, scores: Tensor, difference: Tensor) -> None:
+    def _note(self, inputs: dict[str, Any], *, scores: Tensor, difference: Tensor, training: bool) -> None:
         """TRL's metrics under TRL's names, fetched from the device at once."""
         values = {
             "min_reward": scores.min(),
@@ -104,7 +102,7 @@ class ComparisonTrainer(Checkpointed, RewardTrainer):
             "margin": difference.mean(),
         }
         *numbers, tokens = torch.stack([*values.values(), inputs["attention_mask"].sum()]).tolist()
-        mode = "train" if self.model.training else "eval"
+        mode = "train" if training else "eval"
         for name, number in zip(values, numbers, strict=True):
             if number == number:  # nan: nothing but ties in this batch
                 self._metrics[mode][name].append(number)
@@ -123,7 +121,9 @@ def make_trainer(
 ) -> ComparisonTrainer:
     training = config.training
     arguments = RewardConfig(
-        **settings(training, seed=config.seed, output_dir=run_dir.checkpoints), max_length=None
+        **settings(training, seed=config.seed, output_dir=run_dir.checkpoints),
+        max_length=None,
+        remove_unused_columns=False,  # none is unused, and TRL does not know all
     )
     return ComparisonTrainer(
         model=model,
