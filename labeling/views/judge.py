@@ -161,7 +161,7 @@ def _show_again(
 def _show_closed(
     request: RaterRequest, round: Round, *, problem: str = "", status: int = 409
 ) -> HttpResponse:
-    text = "Its labels are counted, and the next round is on its way. Thank you."
+    text = "Its labels are counted. Thank you. The next round stands on the start page as soon as it opens."
     return _show_nothing(
         request, round, title="This round is closed", text=text, problem=problem, status=status
     )
