@@ -17,9 +17,10 @@ from django.db.models import Count, Q
 
 from labeling.agreement import PairAgreement, Share, krippendorff_alpha, pair_agreement
 from labeling.comparisons import Judgement, Kind
-from labeling.models import Assignment, Completion, Policy, Protocol, Round, Skip
+from labeling.models import Assignment, Completion, Policy, Protocol, Round, Skip, TaskItem
 
-LOOKED_AT = 5_000  # labels
+LOOKED_AT = 2_000  # labels
+TASKS_AT_ONCE = 500
 STRENGTHS = {4: "far better", 3: "clearly better", 2: "somewhat better", 1: "slightly better"}
 PLAIN = "better"
 
@@ -123,20 +124,25 @@ class _Given:
 
 
 def report_of(round: Round) -> RoundReport:
-    rows = (
+    rows = list(
         Assignment.objects.filter(round=round, label__isnull=False)
         .order_by("-label_id")
-        .values_list("task_id", "rater_id", "rater__username", "label__value", "shown", "label__seconds")
-    )[:LOOKED_AT]
+        .values_list("task_id", "rater_id", "rater__username", "label__value", "shown", "label__seconds")[
+            :LOOKED_AT
+        ]
+    )
     kind = cast(Kind, round.protocol.kind)
+    completions = _completions_of(sorted({row[0] for row in rows}))
     judgements, given = [], []
     for task, rater, name, stored, shown, seconds in rows:
         value: dict[str, Any] = stored or {}  # a label that counts has one
-        ids = tuple(shown or ())
         judgements.append(
-            Judgement(task=task, prompt=task, rater=rater, kind=kind, value=value, completions=ids)
+            Judgement(
+                task=task, prompt=task, rater=rater, kind=kind, value=value, completions=completions[task]
+            )
         )
-        given.append(_Given(name, value, ids, seconds))
+        given.append(_Given(name, value, tuple(shown or ()), seconds))
+    timed = [one.seconds for one in given if one.shown]
     both_bad = sum(one.value.get("outcome") == "both_bad" for one in given)
     skips = Skip.objects.filter(task__round=round).values_list("reason").annotate(n=Count("pk"))
     return RoundReport(
@@ -145,11 +151,21 @@ def report_of(round: Round) -> RoundReport:
         alpha=_alpha(judgements, round.protocol),
         left=_left(given),
         both_bad=Share(both_bad / len(given), len(given)) if given else Share(),
-        seconds=median(one.seconds for one in given) if given else None,
+        seconds=median(timed) if timed else None,
         questions=_questions(given, round.protocol),
         raters=_raters(given),
         skips=list(skips.order_by("-n", "reason")),
     )
+
+
+def _completions_of(task_ids: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    """From the tasks: what came in by an import was never on a screen."""
+    found: dict[int, tuple[int, ...]] = defaultdict(tuple)
+    for start in range(0, len(task_ids), TASKS_AT_ONCE):
+        items = TaskItem.objects.filter(task__in=task_ids[start : start + TASKS_AT_ONCE])
+        for task, completion in items.values_list("task_id", "completion_id"):
+            found[task] += (completion,)
+    return found
 
 
 def _left(given: Iterable[_Given]) -> Share:
@@ -184,11 +200,14 @@ def _alpha(judgements: Iterable[Judgement], protocol: Protocol) -> list[tuple[st
 
 
 def _questions(given: Sequence[_Given], protocol: Protocol) -> list[Question]:
-    if protocol.kind == Protocol.Kind.COMPARISON:
-        return [Question("By side of the screen", _sides(given, protocol.options))]
     if protocol.kind == Protocol.Kind.RATING:
         return [_scores(given, criterion, protocol.options) for criterion in protocol.options["criteria"]]
-    return [Question("Place on the screen of what was ranked first", _first_places(given))]
+    on_screen = [one for one in given if one.shown]  # imported labels never were
+    if not on_screen:
+        return []
+    if protocol.kind == Protocol.Kind.COMPARISON:
+        return [Question("By side of the screen", _sides(on_screen, protocol.options))]
+    return [Question("Place on the screen of what was ranked first", _first_places(on_screen))]
 
 
 def _sides(given: Iterable[_Given], options: dict[str, Any]) -> list[Answer]:

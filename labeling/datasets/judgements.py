@@ -1,22 +1,31 @@
 """Read the labels that count, task by task, in batches: memory does not grow with the number of labels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
+from uuid import UUID
 
 from labeling.agreement import Outcome
 from labeling.comparisons import Judgement, Kind, votes_of
-from labeling.models import Assignment, Prompt, Round, Task, TaskItem
+from labeling.models import Assignment, Prompt, Protocol, Round, Task, TaskItem
+from labeling.models.prompts import Message
 
 TASKS_AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class AskedPrompt:
+    pk: int
+    messages: list[Message]
+    split: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedTask:
     """A task with the labels that count, and the texts its rows are made of."""
 
-    prompt: Prompt
+    prompt: AskedPrompt
     judgements: list[Judgement]
     texts: dict[int, str]  # completion id -> text
     policies: dict[int, int]  # completion id -> policy id
@@ -26,54 +35,78 @@ class JudgedTask:
 def judged_tasks(rounds: Sequence[Round], *, purpose: str | None = None) -> Iterator[JudgedTask]:
     """Tasks of these rounds with at least one label that counts, oldest task first.
 
-    Two queries a batch, found by primary key. Raters are numbered by `rater_id`; see `freezing` for names.
+    A few queries a batch, each by key, and no model objects: they would take most of the time.
     """
+    kinds = dict(Protocol.objects.filter(project__rounds__in=rounds).values_list("pk", "kind"))
     tasks = Task.objects.filter(round__in=rounds)
     if purpose is not None:
         tasks = tasks.filter(purpose=purpose)
     last = 0
     while ids := list(tasks.filter(pk__gt=last).order_by("pk").values_list("pk", flat=True)[:TASKS_AT_ONCE]):
         last = ids[-1]
-        yield from _read(ids)
+        yield from _read(ids, kinds)
 
 
-def _read(task_ids: list[int]) -> Iterator[JudgedTask]:
+class _Done(NamedTuple):
+    """A label that counts."""
+
+    task: int
+    rater: int
+    prompt: int
+    protocol: int
+    value: Any  # not null: it counts
+    key: UUID
+
+
+class _Shown(NamedTuple):
+    """A completion of a task."""
+
+    task: int
+    pk: int
+    policy: int
+    text: str
+
+
+def _read(task_ids: list[int], kinds: Mapping[int, str]) -> Iterator[JudgedTask]:
     done = (
         Assignment.objects.filter(task__in=task_ids, label__isnull=False)
-        .select_related("label__protocol", "task__prompt")
-        .defer("task__prompt__html")
         .order_by("task_id", "rater_id")
+        .values_list(
+            "task_id", "rater_id", "task__prompt_id", "label__protocol_id", "label__value", "label__key"
+        )
     )
-    items: dict[int, list[TaskItem]] = {}
-    for item in (
-        TaskItem.objects.filter(task__in=task_ids).select_related("completion").order_by("completion")
-    ):
-        items.setdefault(item.task_id, []).append(item)
-    for task_id, group in groupby(done, key=lambda assignment: assignment.task_id):
-        assignments = list(group)
-        completions = [item.completion for item in items.get(task_id, [])]
-        prompt = assignments[0].task.prompt
+    labels = [_Done(*row) for row in done]
+    prompts = {
+        pk: AskedPrompt(pk, messages, split)
+        for pk, messages, split in Prompt.objects.filter(
+            pk__in={label.prompt for label in labels}
+        ).values_list("pk", "messages", "split")
+    }
+    items: dict[int, list[_Shown]] = {}
+    found = TaskItem.objects.filter(task__in=task_ids).order_by("completion_id")
+    for row in found.values_list("task_id", "completion_id", "completion__policy_id", "completion__text"):
+        items.setdefault(row[0], []).append(_Shown(*row))
+    for task_id, group in groupby(labels, key=lambda label: label.task):
+        of_task = list(group)
+        completions = items.get(task_id, [])
+        ids = tuple(completion.pk for completion in completions)
         yield JudgedTask(
-            prompt=prompt,
+            prompt=prompts[of_task[0].prompt],
             judgements=[
                 Judgement(
                     task=task_id,
-                    prompt=prompt.pk,
-                    rater=cast(int, assignment.rater_id),
-                    kind=cast(Kind, _label(assignment).protocol.kind),
-                    value=_label(assignment).value,
-                    completions=tuple(completion.pk for completion in completions),
+                    prompt=label.prompt,
+                    rater=label.rater,
+                    kind=cast(Kind, kinds[label.protocol]),
+                    value=label.value,
+                    completions=ids,
                 )
-                for assignment in assignments
+                for label in of_task
             ],
             texts={completion.pk: completion.text for completion in completions},
-            policies={completion.pk: completion.policy_id for completion in completions},
-            keys=[_label(assignment).key.hex for assignment in assignments],
+            policies={completion.pk: completion.policy for completion in completions},
+            keys=[label.key.hex for label in of_task],
         )
-
-
-def _label(assignment: Assignment) -> Any:
-    return assignment.label  # not null: filtered
 
 
 def judgements_of(round: Round) -> Iterator[Judgement]:

@@ -46,7 +46,7 @@ Row = PairRow | RankingRow | RatingRow | PromptRow
 
 def rows_of(task: JudgedTask, result: Aggregate, *, raters: Mapping[int, int]) -> Iterator[tuple[str, Row]]:
     """Rows of one task as (table, row). `raters` gives each rater's number: names never leave the house."""
-    prompt = messages_of(task.prompt)
+    prompt = messages_of(task.prompt.messages)
 
     def said(completion: int) -> list[Message]:
         return [Message(role="assistant", content=task.texts[completion])]
@@ -90,9 +90,11 @@ def rows_of(task: JudgedTask, result: Aggregate, *, raters: Mapping[int, int]) -
 
 def prompt_rows(project: Project) -> Iterator[tuple[str, PromptRow]]:
     """Every prompt of the project as (split, row)."""
-    for prompt in Prompt.objects.filter(project=project).order_by("pk").iterator(chunk_size=PROMPTS_AT_ONCE):
-        yield prompt.split, PromptRow(prompt=messages_of(prompt))
+    prompts = Prompt.objects.filter(project=project).order_by("pk").values_list("split", "messages")
+    for split, messages in prompts.iterator(chunk_size=PROMPTS_AT_ONCE):
+        yield split, PromptRow(prompt=messages_of(messages))
 
 
-def messages_of(prompt: Prompt) -> list[Message]:
-    return [Message(role=turn["role"], content=turn["content"]) for turn in prompt.messages]
+def messages_of(messages: list[Message]) -> list[Message]:
+    """Role and content alone, in this order: whatever else a turn carries stays at home."""
+    return [Message(role=turn["role"], content=turn["content"]) for turn in messages]

@@ -69,7 +69,7 @@ def say(task: Task, rater: User, value: dict[str, Any], *, shown: list[int] | No
         state=Assignment.State.LEASED,
         rater=rater,
         leased_until=timezone.now(),
-        shown=shown or completions,
+        shown=completions if shown is None else shown,
     )
     label = Label.objects.create(
         assignment=assignment,

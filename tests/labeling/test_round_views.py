@@ -140,6 +140,20 @@ def test_completions_that_name_their_writer_are_flagged_and_escaped(
     assert "<script>x" not in page
 
 
+def test_imported_labels_were_on_no_screen_and_take_no_side(
+    manager: Client, project: Project, ann: User, bo: User
+) -> None:
+    imported = judged.make_round(project, wanted=2)
+    policy = factories.make_policy(project)
+    task = judged.make_task(imported, judged.make_prompt(project, "Hi."), ["x", "y"], [policy, policy])
+    judged.vote(task, ann, 2, shown=[])
+    judged.vote(task, bo, 3, shown=[])
+    page = manager.get(address("round", imported)).content.decode()
+    assert "<b>100 %</b><span>agreement, 1 pair of labels</span>" in page
+    assert "chose the left one" not in page
+    assert "<svg" not in page
+
+
 def test_ordinary_stories_are_not_flagged(manager: Client, round: Round) -> None:
     assert "name their writer" not in manager.get(address("round", round)).content.decode()
 
