@@ -13,6 +13,7 @@ from labeling.forms.imports import ImportForm
 from labeling.imports.background import mark_interrupted, start_import
 from labeling.imports.recognise import Form
 from labeling.models import Import, Project, Round
+from labeling.prompts import MAX_CHARACTERS
 
 LISTED = 20  # earlier imports on the page
 
@@ -44,6 +45,7 @@ def import_new(request: ManagerRequest, slug: str) -> HttpResponse:
         "project": project,
         "form": form,
         "imports": earlier,
+        "most_characters": MAX_CHARACTERS,
         "limit_mb": settings.IMPORT_MAX_BYTES // 1_000_000,
     }
     return render(request, "labeling/import_new.html", context, status=422 if form.errors else 200)
