@@ -57,11 +57,12 @@ def test_the_same_prompt_twice_gives_two_draws_in_one_batch_and_across_batches(
 
 
 def test_without_temperature_the_likeliest_token_is_taken_whoever_shares_the_batch(
-    policy: tuple[Any, Any],
+    policy: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Greedy, against a loop without cache, batch or padding."""
     model, tokenizer = policy
-    settings = Sampling(max_new_tokens=8, temperature=0)
+    monkeypatch.setattr(sampling, "_FIRST_STRETCH", 3)  # 3, then 6 more tokens
+    settings = Sampling(max_new_tokens=9, temperature=0, batch_size=2)
     drawn = sampling.generate(model, tokenizer, TALKS, sampling=settings, seed=0)
     for talk, one in zip(TALKS, drawn, strict=True):
         ids = rendering.prompt_ids(tokenizer, talk)
@@ -95,6 +96,7 @@ def test_a_turn_ends_at_eos_and_says_so(policy: tuple[Any, Any], monkeypatch: py
     letter = tokenizer.convert_tokens_to_ids("a")
     ends = [tokenizer.eos_token_id, *range(100, len(tokenizer))]
     monkeypatch.setattr(model.generation_config, "eos_token_id", ends)
+    monkeypatch.setattr(sampling, "_FIRST_STRETCH", 2)
     drawn = sampling.generate(model, tokenizer, TALKS * 4, sampling=Sampling(max_new_tokens=6), seed=0)
     assert {one.finish for one in drawn} == {"eos", "length"}
     for one in drawn:
@@ -115,7 +117,7 @@ def test_a_prompt_longer_than_the_model_keeps_its_end(policy: tuple[Any, Any]) -
 def test_no_text_holds_a_nul(policy: tuple[Any, Any]) -> None:
     _, tokenizer = policy
     ids = tokenizer("a\0b", add_special_tokens=False)["input_ids"]
-    assert sampling._read(tokenizer, ids, [tokenizer.eos_token_id]).text == "a\N{REPLACEMENT CHARACTER}b"
+    assert sampling._sampled(tokenizer, ids, [tokenizer.eos_token_id]).text == "a\N{REPLACEMENT CHARACTER}b"
 
 
 @pytest.fixture
