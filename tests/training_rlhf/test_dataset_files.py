@@ -171,3 +171,34 @@ def test_pairs_train_a_bare_dpo_trainer(
     assert len(_rows(trainer)) == len(pairs["train"])  # none was too long, none refused
     trainer.train()
     assert not torch.equal(before, model.lm_head.weight)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "hub"])
+def test_prompts_train_a_bare_rloo_trainer(
+    dataset: PreferenceDataset, form: str, model_folder: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl.trainer.rloo_config import RLOOConfig
+    from trl.trainer.rloo_trainer import RLOOTrainer
+
+    prompts = loaded(folder_of(dataset), "prompts", form, tmp_path / "cache")
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    before = model.lm_head.weight.detach().clone()
+
+    def length(completions: list[Any], **_: Any) -> list[float | None]:
+        return [float(len(str(completion))) for completion in completions]
+
+    settings = settings_of(tmp_path)
+    del settings["max_length"]
+    trainer = RLOOTrainer(
+        model=model,
+        reward_funcs=length,
+        args=RLOOConfig(
+            **{**settings, "eval_strategy": "no", "num_generations": 2, "max_completion_length": 8}
+        ),
+        train_dataset=prompts["train"],
+        processing_class=AutoTokenizer.from_pretrained(model_folder),
+    )
+    assert len(_rows(trainer)) == len(prompts["train"])
+    trainer.train()
+    assert not torch.equal(before, model.lm_head.weight)
