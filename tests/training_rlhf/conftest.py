@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -62,6 +63,16 @@ def save_tiny_policy(folder: Path, *, seed: int = 0) -> None:
         tie_word_embeddings=True,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def in_bf16(policy: Path, folder: Path) -> Path:
+    """The same policy as most are published."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(policy, folder)
+    AutoModelForCausalLM.from_pretrained(policy, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
 
 
 def pair_row(number: int, **columns: Any) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from datasets import Dataset  # noqa: E402
 from trl.trainer.dpo_config import DPOConfig  # noqa: E402
 from trl.trainer.dpo_trainer import DPOTrainer  # noqa: E402
 
-from tests.training_rlhf.conftest import pair_row, write_rows  # noqa: E402
-from training.rlhf import dpo, fitting, loading  # noqa: E402
+from tests.training_rlhf.conftest import in_bf16, pair_row, write_rows  # noqa: E402
+from training.rlhf import dpo, fitting, loading, recipe  # noqa: E402
 from training.rlhf.config import RunConfig, Training, Tuning  # noqa: E402
 from training.rlhf.data import read_for_dpo, read_pairs  # noqa: E402
-from training.rlhf.run_dir import RunDir  # noqa: E402
+from training.rlhf.failures import Diverged, explain  # noqa: E402
+from training.rlhf.run_dir import EXIT_CRASHED, ProgressWriter, RunDir  # noqa: E402
 
 Rows = list[dict[str, Any]]
 
@@ -139,3 +140,49 @@ def test_tokens_are_split_where_both_conversations_go_on_differently(
     assert tokenizer.decode(row["prompt_ids"]) == "<|bos|><|user|>Say hello, 1.<|end|><|assistant|>"
     assert str(tokenizer.decode(row["chosen_ids"])).startswith("Hello ")
     assert row["chosen_ids"][-1] == row["rejected_ids"][-1] == tokenizer.eos_token_id
+
+
+def test_the_usual_recipe_for_large_policies_learns_too(tiny_policy: Path, tmp_path: Path) -> None:
+    """LoRA on a bf16 base, with gradient checkpointing and accumulation."""
+    config = make_config(
+        in_bf16(tiny_policy, tmp_path / "policy"),
+        lora=True,
+        epochs=6.0,
+        bf16=True,
+        gradient_checkpointing=True,
+        gradient_accumulation=2,
+        learning_rate=5e-3,
+    )
+    run_dir = RunDir(tmp_path)
+    write_rows(run_dir.data / "pairs.train.jsonl", [pair_row(number) for number in range(32)])
+    recipe.train(run_dir, config, ProgressWriter(run_dir))
+    losses = [line["values"]["loss"] for line in run_dir.progress_after(0) if "loss" in line["values"]]
+    assert losses[-1] < 0.7 * losses[0]
+    model = loading.load_policy(str(run_dir.model))
+    assert all(weight.dtype == torch.float32 for weight in model.parameters())
+
+
+def test_a_run_that_died_after_its_last_step_only_saves_again(tiny_policy: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_policy, lora=True, max_steps=5)  # within an epoch
+    run_dir = RunDir(tmp_path)
+    write_rows(run_dir.data / "pairs.train.jsonl", [pair_row(number) for number in range(32)])
+    recipe.train(run_dir, config, ProgressWriter(run_dir))
+    trained = (run_dir.model / "model.safetensors").read_bytes()
+    lines = len(list(run_dir.progress_after(0)))
+
+    again = recipe.train(run_dir, config, ProgressWriter(run_dir))
+    assert (run_dir.model / "model.safetensors").read_bytes() == trained
+    assert again["steps"] == 5
+    assert not any("loss" in line["values"] for line in run_dir.progress_after(lines))
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tiny_policy: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_policy, learning_rate=0.99, max_grad_norm=1e30, epochs=20.0)
+    run_dir = RunDir(tmp_path)
+    rows = [pair_row(number, weight=1e38) for number in range(32)]
+    write_rows(run_dir.data / "pairs.train.jsonl", rows)
+    with pytest.raises(Diverged) as diverged:
+        recipe.train(run_dir, config, ProgressWriter(run_dir))
+    explained, code = explain(diverged.value, run_dir=run_dir)
+    assert code == EXIT_CRASHED
+    assert "lower learning rate" in explained["do"]

@@ -13,7 +13,7 @@ from datasets import Dataset  # noqa: E402
 from trl.trainer.reward_config import RewardConfig  # noqa: E402
 from trl.trainer.reward_trainer import RewardTrainer  # noqa: E402
 
-from tests.training_rlhf.conftest import pair_row, ranking_row, write_rows  # noqa: E402
+from tests.training_rlhf.conftest import in_bf16, pair_row, ranking_row, write_rows  # noqa: E402
 from training.rlhf import fitting, loading, recipe, reward_model, scoring  # noqa: E402
 from training.rlhf.config import RunConfig, Training, Tuning  # noqa: E402
 from training.rlhf.data import read_for_reward_model  # noqa: E402
@@ -150,3 +150,23 @@ def test_what_was_saved_scores_as_what_was_trained_and_its_canaries_guard_it(
     model.save_pretrained(run_dir.model)
     with pytest.raises(loading.ModelRefused, match="reward of"):
         loading.load_reward_model(run_dir.model)
+
+
+def test_the_usual_recipe_for_large_policies_learns_too(tiny_policy: Path, tmp_path: Path) -> None:
+    """LoRA on a bf16 base, with gradient checkpointing and accumulation."""
+    config = make_config(
+        in_bf16(tiny_policy, tmp_path / "policy"),
+        lora=True,
+        epochs=6.0,
+        bf16=True,
+        gradient_checkpointing=True,
+        gradient_accumulation=2,
+        learning_rate=5e-3,
+    )
+    run_dir = RunDir(tmp_path)
+    write_rows(run_dir.data / "pairs.train.jsonl", [pair_row(number) for number in range(32)])
+    recipe.train(run_dir, config, ProgressWriter(run_dir))
+    losses = [line["values"]["loss"] for line in run_dir.progress_after(0) if "loss" in line["values"]]
+    assert losses[-1] < 0.7 * losses[0]
+    model, _ = loading.load_reward_model(run_dir.model)
+    assert all(weight.dtype == torch.float32 for weight in model.parameters())

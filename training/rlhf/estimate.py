@@ -57,7 +57,7 @@ def of(
     seconds = SECONDS_OF_START + operations / (rate * USE_OF_PEAK)
     seconds += steps * training.gradient_accumulation * SECONDS_OF_A_STEP
     texts = max(len(row) for row in lengths) * training.batch_size
-    memory = _weights(config, parameters, adapter) + _activations(
+    memory = _weights(config, model_config, parameters, adapter) + _activations(
         model_config, tokens=texts * max(map(max, lengths)), bf16=training.bf16,
         checkpointing=training.gradient_checkpointing,
     )  # fmt: skip
@@ -99,10 +99,11 @@ def _parameters(config: RunConfig, model_config: PretrainedConfig) -> tuple[int,
     return sum(weight.numel() for weight in model.parameters()), adapter
 
 
-def _weights(config: RunConfig, parameters: int, adapter: int) -> float:
+def _weights(config: RunConfig, model_config: PretrainedConfig, parameters: int, adapter: int) -> float:
     if config.tuning.kind == "full":
         return ADAM_BYTES * parameters
-    return (2 if config.training.bf16 else 4) * parameters + ADAM_BYTES * adapter
+    stays_bf16 = config.training.bf16 and model_config.dtype == torch.bfloat16
+    return (2 if stays_bf16 else 4) * parameters + ADAM_BYTES * adapter
 
 
 def _activations(config: PretrainedConfig, *, tokens: int, bf16: bool, checkpointing: bool) -> float:

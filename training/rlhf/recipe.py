@@ -7,7 +7,7 @@ from typing import Any
 
 import datasets
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from training.rlhf import dpo, evaluation, fitting, loading, rendering, reward_model, scoring
 from training.rlhf.config import RunConfig
@@ -91,8 +91,10 @@ def fitting_rows(
 
 
 def weights_dtype(config: RunConfig) -> torch.dtype:
-    """Weights that are trained stay in fp32, or small updates vanish; a frozen base may be bf16."""
-    return torch.bfloat16 if config.training.bf16 and config.tuning.kind == "lora" else torch.float32
+    """Weights that are trained are fp32, or small updates vanish; a frozen base may stay as it is stored."""
+    stored: torch.dtype | None = AutoConfig.from_pretrained(config.model, trust_remote_code=False).dtype
+    stays = config.training.bf16 and config.tuning.kind == "lora" and stored == torch.bfloat16
+    return torch.bfloat16 if stays else torch.float32
 
 
 def evaluate(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[str, Any]:
