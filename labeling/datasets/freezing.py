@@ -7,9 +7,10 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import cast
 
@@ -41,11 +42,12 @@ def freeze(*, project: Project, rounds: Sequence[Round], rule: str, name: str) -
     name = name.strip()
     rounds = sorted(rounds, key=lambda round: round.number)
     _refuse_what_cannot_be(project=project, rounds=rounds, rule=rule, name=name)
+    closed = _closed_at(rounds)
     with _draft_folder() as draft:
         manifest = _write(draft, project=project, rounds=rounds, rule=cast(Rule, rule))
         digest = manifests.write(draft, manifest)
         return _publish(
-            draft, project=project, rounds=rounds, rule=rule, name=name, manifest=manifest, digest=digest
+            draft, project=project, closed=closed, rule=rule, name=name, manifest=manifest, digest=digest
         )
 
 
@@ -64,18 +66,23 @@ def _refuse_what_cannot_be(*, project: Project, rounds: Sequence[Round], rule: s
     for round in rounds:
         if round.project_id != project.pk:
             raise InvalidFreeze(f"{round} belongs to another project than {project}.")
-    _refuse_open(rounds)
 
 
 def _taken(project: Project, name: str) -> str:
     return f"{project} already has a dataset named {name!r}: frozen datasets stay; choose another name."
 
 
-def _refuse_open(rounds: Sequence[Round]) -> None:
-    states = Round.objects.in_bulk([round.pk for round in rounds])
-    for round in rounds:
-        if round.pk not in states or states[round.pk].state != Round.State.CLOSED:
+def _closed_at(rounds: Iterable[Round]) -> dict[Round, datetime | None]:
+    """When each round was closed, read and where possible locked now; InvalidFreeze for one that is not."""
+    numbers = [round.pk for round in rounds]
+    with transaction.atomic():
+        found = list(Round.objects.select_for_update(no_key=True).filter(pk__in=numbers).order_by("number"))
+    for round in found:
+        if round.state != Round.State.CLOSED:
             raise InvalidFreeze(f"{round} is not closed: its labels can still change. Close it first.")
+    if len(found) < len(set(numbers)):
+        raise InvalidFreeze("A round is no longer there.")
+    return {round: round.closed_at for round in found}
 
 
 @contextmanager
@@ -235,7 +242,7 @@ def _publish(
     draft: Path,
     *,
     project: Project,
-    rounds: Sequence[Round],
+    closed: dict[Round, datetime | None],
     rule: str,
     name: str,
     manifest: Manifest,
@@ -247,9 +254,10 @@ def _publish(
     target = Path(settings.DATASETS_DIR) / folder
     draft.chmod(0o755)  # mkdtemp's 0700 would shut out the worker of another account
     with transaction.atomic():
-        locked = Round.objects.select_for_update().filter(pk__in=[round.pk for round in rounds])
-        list(locked.order_by("pk"))  # where the store has row locks, nobody reopens a round now
-        _refuse_open(rounds)
+        if _closed_at(closed) != closed:
+            raise FreezeFailed(
+                "A round was opened and closed again meanwhile. Nothing was frozen: try again."
+            )
         dataset, is_new = PreferenceDataset.objects.get_or_create(
             project=project,
             name=name,
@@ -257,7 +265,7 @@ def _publish(
         )
         if not is_new:
             raise InvalidFreeze(_taken(project, name))
-        dataset.rounds.set(rounds)
+        dataset.rounds.set(closed)
         shutil.rmtree(target, ignore_errors=True)  # left by a process that died between rename and commit
         os.rename(draft, target)
         _sync_folder(target.parent)

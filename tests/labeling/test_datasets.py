@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from django.conf import settings
 from django.contrib.auth.models import User
+from django.db import connection
+from django.utils import timezone
 
 from labeling.datasets import (
     DamagedDataset,
@@ -259,6 +261,22 @@ def test_ratings_of_one_class_only_are_refused(project: Project, ann: User) -> N
         judged.say(judged.make_task(round, prompt, ["x"], [policy]), ann, {"scores": {"overall": 4}})
     with pytest.raises(NothingToFreeze, match="All 3 labels give the same rating"):
         freeze(project=project, rounds=[round], rule="each_label", name="first")
+
+
+def test_a_round_that_was_opened_and_closed_again_meanwhile_is_refused(
+    project: Project, round: Round
+) -> None:
+    """The labels read before may not be those that count now."""
+
+    def reopen_and_close(execute: Any, sql: str, *rest: Any) -> Any:
+        if sql.startswith("SELECT COUNT(*)") and "labeling_skip" in sql:  # the last question before the end
+            Round.objects.filter(pk=round.pk).update(closed_at=timezone.now())
+        return execute(sql, *rest)
+
+    with connection.execute_wrapper(reopen_and_close):
+        with pytest.raises(FreezeFailed, match="opened and closed again"):
+            freeze(project=project, rounds=[round], rule="majority", name="first")
+    assert nothing_was_left()
 
 
 @contextmanager

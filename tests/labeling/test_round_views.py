@@ -1,5 +1,6 @@
 """The manager's pages of a round, over HTTP."""
 
+import doctest
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from django.test import Client
 from django.urls import reverse
 
 from labeling.models import Assignment, Policy, Project, Protocol, Round, Skip
+from labeling.templatetags import judging_figures
+from labeling.views import bars
 from tests import factories
 from tests.labeling import judged
 
@@ -30,6 +33,11 @@ def manager(client: Client, mia: User) -> Client:
 def round(project: Project, ann: User, bo: User) -> Round:
     votes: list[list[int | None]] = [[4, 2], [-1, -3], [0, 0], [None, 1], [3, -3], [2, 1]]
     return judged.compared_round(project, [ann, bo], votes, state=Round.State.OPEN, wanted=14)
+
+
+def test_the_examples_of_the_bars_and_figures_hold() -> None:
+    assert doctest.testmod(bars).failed == 0
+    assert doctest.testmod(judging_figures).failed == 0
 
 
 def address(name: str, round: Round) -> str:
