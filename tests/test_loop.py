@@ -37,7 +37,7 @@ def test_the_loop_turns_twice_and_its_books_balance(tmp_path: Path) -> None:
 
 def test_a_headless_loop_that_fails_says_so_by_its_exit_status(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "manage.py", "demo", "--headless", "--keep", str(tmp_path / "var"), "--port", "8950"],
+        [sys.executable, "manage.py", "demo", "--headless", "--keep", str(tmp_path), "--port", "8950"],
         cwd=ROOT, env={**os.environ, "RATCHET_DATABASE": "postgresql://nobody@127.0.0.1:1/none"},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
