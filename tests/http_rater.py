@@ -6,7 +6,6 @@ over one connection that stays open, and finds what it needs in the page by thre
 
 import re
 import socket
-import uuid
 from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import urlencode
@@ -37,6 +36,18 @@ class Unexpected(Exception):
     """The server answered something that no rater should see."""
 
 
+class Closed(Unexpected):
+    """The server closed the connection."""
+
+
+class Refused(Exception):
+    """The server said no, with a reason for the rater on the page."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(f"{answer.status}: {answer.body[:2000]}")
+        self.status, self.body = answer.status, answer.body
+
+
 @dataclass
 class HttpRater:
     port: int
@@ -62,9 +73,9 @@ class HttpRater:
         """Open the round's page; None: nothing is left."""
         return _shown(self.request("GET", f"/rounds/{round_id}/judge/"))
 
-    def save(self, shown: Shown, choice: str, *, key: str | None = None) -> Shown | None:
+    def save(self, shown: Shown, choice: str) -> Shown | None:
         """Answer a task; the next one comes in the same response."""
-        fields = {"key": key or shown.key, "seconds": "1.5", "choice": choice}
+        fields = {"key": shown.key, "seconds": "1.5", "choice": choice}
         return _shown(self.request("POST", f"/assignments/{shown.assignment}/label/", fields))
 
     def request(self, method: str, path: str, fields: dict[str, str] | None = None) -> Answer:
@@ -75,19 +86,24 @@ class HttpRater:
             lines.append("Content-Type: application/x-www-form-urlencoded")
             lines.append(f"Content-Length: {len(body)}")
             lines.append(f"X-CSRFToken: {self.cookies.get('csrftoken', '')}")
-        if self._socket is None:
-            self._socket = socket.create_connection(("127.0.0.1", self.port), TIMEOUT)
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
-        answer = _read(self._socket)
+        answer = self._exchange("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
         for cookie in answer.headers.get("set-cookie", []):
             name, _, value = cookie.partition(";")[0].partition("=")
             self.cookies[name] = value
         return answer
 
-
-def new_key() -> str:
-    return str(uuid.uuid4())
+    def _exchange(self, message: bytes) -> Answer:
+        """Send on the open connection; when the server closed it as idle, on a new one, as browsers do."""
+        if self._socket is not None:
+            try:
+                self._socket.sendall(message)
+                return _read(self._socket)
+            except (Closed, ConnectionResetError, BrokenPipeError):
+                self._socket.close()
+        self._socket = socket.create_connection(("127.0.0.1", self.port), TIMEOUT)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.sendall(message)
+        return _read(self._socket)
 
 
 def _read(connection: socket.socket) -> Answer:
@@ -109,11 +125,13 @@ def _read(connection: socket.socket) -> Answer:
 def _some(connection: socket.socket) -> bytes:
     received = connection.recv(65_536)
     if not received:
-        raise Unexpected("the server closed the connection")
+        raise Closed
     return received
 
 
 def _shown(answer: Answer) -> Shown | None:
+    if answer.status in (409, 422):
+        raise Refused(answer)
     if answer.status != 200:
         raise Unexpected(f"{answer.status}: {answer.body[:2000]}")
     assignment = ASSIGNMENT.search(answer.body)
