@@ -7,13 +7,13 @@ from labeling.models import Policy
 from training.models import Run
 from training.policies import comes_from_starter
 
-# For the starter policy (about 1 M parameters): full fine-tuning at high rates, a minute on two cores.
+# For the starter policy (about 1 M parameters): full fine-tuning at high rates, half a minute on two cores (docs/starter.md).
 SMALL: dict[str, dict[str, Any]] = {
     Run.Method.REWARD_MODEL: {
-        "training": {"learning_rate": 5e-4, "epochs": 4.0, "batch_size": 16, "max_length": 256},
+        "training": {"learning_rate": 5e-4, "epochs": 2.0, "batch_size": 16, "max_length": 256},
     },
     Run.Method.DPO: {
-        "training": {"learning_rate": 2e-4, "epochs": 4.0, "batch_size": 16, "max_length": 256, "beta": 0.1},
+        "training": {"learning_rate": 5e-4, "epochs": 2.0, "batch_size": 16, "max_length": 256, "beta": 0.1},
     },
 }
 # For any other policy: adapters, at the rates that LoRA is usually trained with.
