@@ -7,7 +7,8 @@ from labeling.models import Policy
 from training.models import Run
 from training.policies import comes_from_starter
 
-# For the starter policy (about 1 M parameters): full fine-tuning at high rates, half a minute on two cores (docs/starter.md).
+# For the starter policy (about 1 M parameters): full fine-tuning at high rates, half a minute on two cores;
+# docs/starter.md has the figures.
 SMALL: dict[str, dict[str, Any]] = {
     Run.Method.REWARD_MODEL: {
         "training": {"learning_rate": 5e-4, "epochs": 2.0, "batch_size": 16, "max_length": 256},
