@@ -11,46 +11,14 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser
-from django.db import connection, transaction
+from django.db import transaction
 from django.utils import timezone
 
-from labeling.models import (
-    Assignment,
-    Completion,
-    LostLease,
-    RaterProgress,
-    Round,
-    RoundClosed,
-    RoundNotReady,
-    Skip,
-    TaskItem,
-)
+from labeling import statements
+from labeling.models import Assignment, LostLease, RaterProgress, Round, RoundClosed, RoundNotReady, Skip
 
 State = Assignment.State
 REASON_LENGTH = 200
-
-# Lease the first open assignment behind a position whose task the rater neither has nor skipped. By hand, for
-# it runs with every label: one statement, and Django would take longer to write it than a store to run it.
-TAKE = """
-UPDATE labeling_assignment
-SET state = 'leased', rater_id = %(rater)s, leased_at = %(now)s, leased_until = %(until)s
-WHERE state = 'open' AND id = (
-    SELECT slot.id FROM labeling_assignment AS slot
-    WHERE slot.round_id = %(round)s AND slot.state = 'open' AND slot.position > %(after)s
-        AND EXISTS (SELECT 1 FROM labeling_round WHERE id = %(round)s AND state = 'open')
-        AND NOT EXISTS (
-            SELECT 1 FROM labeling_assignment AS own
-            WHERE own.task_id = slot.task_id AND own.rater_id = %(rater)s
-        )
-        AND NOT EXISTS (
-            SELECT 1 FROM labeling_skip AS skip
-            WHERE skip.task_id = slot.task_id AND skip.rater_id = %(rater)s
-        )
-    ORDER BY slot.position LIMIT 1 {lock}
-)
-RETURNING *
-"""
-SKIP_LOCKED = "FOR UPDATE OF slot SKIP LOCKED"
 
 
 class LeaseLost(Exception):
@@ -67,10 +35,9 @@ def next_assignment(*, round: Round, rater: AbstractBaseUser) -> Assignment | No
         assignment = current_lease(progress)
         if assignment is None or not renew(assignment_id=assignment.pk, rater=rater):
             assignment = take_next(progress)
-            progress.save(update_fields=["cursor"])
         if assignment is None:
             _require_open(round.pk)
-    return assignment
+    return with_task(assignment)
 
 
 def renew(*, assignment_id: int, rater: AbstractBaseUser) -> bool:
@@ -136,21 +103,26 @@ def lock_round(round_id: int) -> Round:
 
 def current_lease(progress: RaterProgress) -> Assignment | None:
     held = Assignment.objects.filter(round=progress.round_id, rater=progress.rater_id, state=State.LEASED)
-    assignment = held.first()
-    return None if assignment is None else _with_task(assignment)
+    return held.first()
 
 
 def take_next(progress: RaterProgress) -> Assignment | None:
-    """Lease the next task to a rater who holds none. Moves the cursor; the caller saves `progress`."""
+    """Lease the next task to a rater who holds none, and move their cursor to it."""
     assignment = _take(progress, after=progress.cursor)
     if assignment is None:
         # Behind the cursor there is work only after an expiry, or when another's transaction failed.
         _sweep(progress.round_id)
         assignment = _take(progress, after=-1)
-    if assignment is None:
-        return None
-    progress.cursor = max(progress.cursor, assignment.position)
-    return _with_task(assignment)
+    if assignment is not None and assignment.position > progress.cursor:
+        statements.move_cursor(progress, to=assignment.position)
+    return assignment
+
+
+def with_task(assignment: Assignment | None) -> Assignment | None:
+    """Fetch what a page shows: task, prompt, completions. After the transaction: no lock waits for it."""
+    if assignment is not None:
+        assignment.task = statements.task_with_content(assignment.task_id)
+    return assignment
 
 
 def end_leases(
@@ -175,27 +147,9 @@ def end_leases(
 
 def _take(progress: RaterProgress, *, after: int) -> Assignment | None:
     now = timezone.now()
-    values = {
-        "round": progress.round_id,
-        "rater": progress.rater_id,
-        "after": after,
-        "now": connection.ops.adapt_datetimefield_value(now),
-        "until": connection.ops.adapt_datetimefield_value(lease_end(now)),
-    }
-    lock = SKIP_LOCKED if connection.features.has_select_for_update_skip_locked else ""
-    return next(iter(Assignment.objects.raw(TAKE.format(lock=lock), values)), None)
-
-
-def _with_task(assignment: Assignment) -> Assignment:
-    """Fetch with one query what a page shows: the task, its prompt and its completions."""
-    of_task = TaskItem.objects.filter(task=assignment.task_id).select_related("task__prompt", "completion")
-    items = list(of_task)
-    completions = Completion.objects.none()
-    completions._result_cache = [item.completion for item in items]
-    assignment.task = items[0].task
-    # What `prefetch_related` would do, with two queries more.
-    assignment.task._prefetched_objects_cache = {"completions": completions}  # type: ignore[attr-defined]
-    return assignment
+    return statements.take(
+        round_id=progress.round_id, rater_id=progress.rater_id, after=after, now=now, until=lease_end(now)
+    )
 
 
 def _sweep(round_id: int) -> None:

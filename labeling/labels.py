@@ -7,12 +7,13 @@ is counted once however often it is sent: the key of the form is unique.
 import math
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import IntegrityError, transaction
-from django.db.models import QuerySet
 from django.utils import timezone
 
+from labeling import statements
 from labeling.assignment import (
     LeaseLost,
     current_lease,
@@ -22,9 +23,10 @@ from labeling.assignment import (
     lock_round,
     lock_taken_progress,
     take_next,
+    with_task,
 )
 from labeling.label_values import InvalidLabel, validate
-from labeling.models import Assignment, Label, LostLease, RaterProgress, Round, RoundClosed, Skip
+from labeling.models import Assignment, Label, LostLease, Protocol, Round, RoundClosed, Skip
 
 __all__ = [
     "AlreadyLabelled",
@@ -54,7 +56,8 @@ class NothingToUndo(Exception):
 class Answer:
     """What a rater sent for one showing of a task."""
 
-    asked: Assignment  # with its round and protocol; its lease may have changed since it was fetched
+    asked: Assignment  # as it was when the request came: its lease may have changed since
+    protocol: Protocol
     rater: AbstractBaseUser
     value: object
     key: uuid.UUID
@@ -66,35 +69,23 @@ class _NotHeld(Exception):
 
 
 def save_label(
-    *,
-    assignment_id: int,
-    rater: AbstractBaseUser,
-    value: object,
-    key: uuid.UUID,
-    seconds: float,
-    asked: Assignment | None = None,
+    *, assignment_id: int, rater: AbstractBaseUser, value: object, key: uuid.UUID, seconds: float
 ) -> Label:
     """Store what a rater said. Sent again with the same key, it changes nothing and returns the same label.
 
-    `asked` saves a query: the assignment, if the caller has it with its round and protocol.
     Raise InvalidLabel, RoundClosed, LeaseLost or AlreadyLabelled; nothing is stored then.
     """
-    asked = asked or _with_protocol().get(pk=assignment_id)
-    return _save(Answer(asked=asked, rater=rater, value=value, key=key, seconds=seconds), and_next=False)[0]
+    answer = _answer(assignment_id, rater=rater, value=value, key=key, seconds=seconds)
+    return _save(answer, and_next=False)[0]
 
 
 def save_and_next(
-    *,
-    assignment_id: int,
-    rater: AbstractBaseUser,
-    value: object,
-    key: uuid.UUID,
-    seconds: float,
-    asked: Assignment | None = None,
+    *, assignment_id: int, rater: AbstractBaseUser, value: object, key: uuid.UUID, seconds: float
 ) -> tuple[Label, Assignment | None]:
     """Like `save_label`, and lease the rater's next task in the same transaction; None: nothing is left."""
-    asked = asked or _with_protocol().get(pk=assignment_id)
-    return _save(Answer(asked=asked, rater=rater, value=value, key=key, seconds=seconds), and_next=True)
+    answer = _answer(assignment_id, rater=rater, value=value, key=key, seconds=seconds)
+    label, following = _save(answer, and_next=True)
+    return label, with_task(following)
 
 
 def undo(*, round: Round, rater: AbstractBaseUser) -> tuple[Assignment, Label]:
@@ -126,48 +117,60 @@ def undo(*, round: Round, rater: AbstractBaseUser) -> tuple[Assignment, Label]:
         done.update(state=State.LEASED, label=None, leased_until=lease_end(timezone.now()))
         progress.labels -= 1
         progress.save(update_fields=["labels"])
-        assignment = current_lease(progress)
+        assignment = with_task(current_lease(progress))
         assert assignment is not None
     return assignment, last
+
+
+def _answer(assignment_id: int, **sent: Any) -> Answer:
+    asked, protocol = statements.assignment_and_protocol(assignment_id)
+    return Answer(asked=asked, protocol=protocol, **sent)
 
 
 def _save(answer: Answer, *, and_next: bool) -> tuple[Label, Assignment | None]:
     try:
         with transaction.atomic():
-            progress = _progress_of(answer)
-            label = _store(answer, answer.asked, held=State.LEASED)
-            progress.labels += 1
-            following = take_next(progress) if and_next else None
-            progress.save(update_fields=["labels", "cursor"])
-            return label, following
+            return _save_at_once(answer, and_next=and_next)
     except (_NotHeld, IntegrityError):  # an integrity error: the key is stored already
-        pass
-    with transaction.atomic():
-        progress = _progress_of(answer)
-        label = _saved_before(answer) or _store_late(answer, progress)
-        return label, _following(progress) if and_next else None
+        with transaction.atomic():
+            return _save_late_or_again(answer, and_next=and_next)
 
 
-def _progress_of(answer: Answer) -> RaterProgress:
-    return lock_taken_progress(round_id=answer.asked.round_id, rater=answer.rater)
+def _save_at_once(answer: Answer, *, and_next: bool) -> tuple[Label, Assignment | None]:
+    """The rater holds the task that they answer: as few statements as it takes."""
+    progress = statements.count_label(round_id=answer.asked.round_id, rater_id=answer.rater.pk)
+    if progress is None:
+        raise LeaseLost("This task was never yours. Open the round to get a task of your own.")
+    label = _store(answer, answer.asked)
+    if not statements.finish(assignment_id=answer.asked.pk, rater_id=answer.rater.pk, label_id=label.pk):
+        raise _NotHeld
+    return label, take_next(progress) if and_next else None
 
 
-def _store(answer: Answer, slot: Assignment, *, held: State) -> Label:
-    """Store the label in a slot that is in state `held`; _NotHeld rolls it back when it is so no longer."""
-    protocol, rater_id = answer.asked.round.protocol, answer.rater.pk
-    label = Label.objects.create(
+def _save_late_or_again(answer: Answer, *, and_next: bool) -> tuple[Label, Assignment | None]:
+    """The label is stored already, or its lease ended while the rater was judging."""
+    progress = lock_taken_progress(round_id=answer.asked.round_id, rater=answer.rater)
+    label = _saved_before(answer)
+    if label is None:
+        slot = _slot_for_late_label(answer)
+        label = _store(answer, slot)
+        done = {"state": State.DONE, "rater": answer.rater.pk, "label": label, "shown": slot.shown}
+        Assignment.objects.filter(pk=slot.pk).update(**done)
+        statements.count_label(round_id=progress.round_id, rater_id=progress.rater_id)
+    following = (current_lease(progress) or take_next(progress)) if and_next else None
+    return label, following
+
+
+def _store(answer: Answer, slot: Assignment) -> Label:
+    return Label.objects.create(
         assignment=slot,
-        rater_id=rater_id,
-        protocol=protocol,
-        value=validate(answer.value, protocol, slot.shown),
+        rater_id=answer.rater.pk,
+        protocol=answer.protocol,
+        value=validate(answer.value, answer.protocol, slot.shown),
         shown=slot.shown,
         seconds=_plausible(answer.seconds),
         key=answer.key,
     )
-    mine = Assignment.objects.filter(pk=slot.pk, state=held, rater=rater_id if held == State.LEASED else None)
-    if not mine.update(state=State.DONE, rater=rater_id, label=label, shown=slot.shown):
-        raise _NotHeld
-    return label
 
 
 def _saved_before(answer: Answer) -> Label | None:
@@ -180,19 +183,17 @@ def _saved_before(answer: Answer) -> Label | None:
     return label
 
 
-def _store_late(answer: Answer, progress: RaterProgress) -> Label:
-    """Store a label whose lease ended while the rater was judging."""
+def _slot_for_late_label(answer: Answer) -> Assignment:
+    """A slot of the task that the rater holds or that is free, locked, with what they saw on the screen."""
     asked, rater_id = answer.asked, answer.rater.pk
     if Round.objects.values_list("state", flat=True).get(pk=asked.round_id) == Round.State.CLOSED:
         raise RoundClosed
     own = Assignment.objects.select_for_update().filter(task=asked.task_id, rater=rater_id).first()
     if own is not None and own.state == State.DONE:
         raise AlreadyLabelled
-    slot = own if own is not None and own.pk == asked.pk else _slot_as_it_was_shown(answer, own)
-    label = _store(answer, slot, held=State(slot.state))
-    progress.labels += 1
-    progress.save(update_fields=["labels"])
-    return label
+    if own is not None and own.pk == asked.pk:
+        return own  # they got it back meanwhile
+    return _slot_as_it_was_shown(answer, own)
 
 
 def _slot_as_it_was_shown(answer: Answer, own: Assignment | None) -> Assignment:
@@ -209,19 +210,6 @@ def _slot_as_it_was_shown(answer: Answer, own: Assignment | None) -> Assignment:
         raise LeaseLost("You were away too long: somebody else judged this task. Here is another one.")
     slot.shown = lost.shown
     return slot
-
-
-def _with_protocol() -> QuerySet[Assignment]:
-    return Assignment.objects.select_related("round__protocol")
-
-
-def _following(progress: RaterProgress) -> Assignment | None:
-    """What the rater does when a save ended none of their leases: the task they hold, or a new one."""
-    held = current_lease(progress)
-    if held is None:
-        held = take_next(progress)
-        progress.save(update_fields=["cursor"])
-    return held
 
 
 def _plausible(seconds: float) -> float:

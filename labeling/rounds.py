@@ -15,7 +15,7 @@ from django.db import transaction
 from django.db.models import Max
 from django.utils import timezone
 
-from labeling import signals
+from labeling import signals, statements
 from labeling.assignment import end_leases, lock_round
 from labeling.models import (
     Assignment,
@@ -188,7 +188,7 @@ def progress(round: Round) -> Progress:
 
 def rater_progress(round: Round, rater: AbstractBaseUser) -> RaterShare:
     """The same for a rater, with every task: one query over as many rows as the round has raters."""
-    labels = dict(RaterProgress.objects.filter(round=round.pk).values_list("rater", "labels"))
+    labels = statements.labels_by_rater(round.pk)
     return RaterShare(mine=labels.get(rater.pk, 0), done=sum(labels.values()), wanted=round.wanted)
 
 

@@ -204,7 +204,7 @@ def test_a_next_task_costs_the_same_number_of_queries_however_many_tasks_there_a
 ) -> None:
     round = make_open_round(project, tasks=tasks, overlap=2)
     say_tie(take(round, ann), ann)
-    with django_assert_num_queries(7):  # two of them are the savepoint that a test makes of a transaction
+    with django_assert_num_queries(8):  # two of them are the savepoint that a test makes of a transaction
         taken = take(round, ann)
         assert taken.task.prompt.messages
         assert len(taken.task.completions.all()) == 2

@@ -75,7 +75,7 @@ def test_a_save_and_the_next_task_cost_the_same_however_many_tasks_there_are(
 ) -> None:
     for tasks in (10, 300):
         first = take(make_open_round(project, tasks=tasks, overlap=2), ann)
-        with django_assert_num_queries(9):  # two of them are the savepoint that a test makes
+        with django_assert_num_queries(11):  # two of them are the savepoint that a test makes
             _, following = save_and_next(
                 assignment_id=first.pk, rater=ann, value=TIE, key=uuid.uuid4(), seconds=1
             )
