@@ -66,13 +66,16 @@ class Loop:
         labels = self._judge(current)
         rounds.close_round(current)
         gate = GateDecision.objects.filter(round=current).last()
-        dataset = self._freeze(number)
+        judged = list(self.project.rounds.filter(state=Round.State.CLOSED))
+        everything = self._freeze(f"rounds 1 to {number}", judged)
+        self.exported = everything.manifest["labels"]["used"]
         parent = self._newest_policy()
-        reward_run = self._train(Run.Method.REWARD_MODEL, dataset=dataset, policy=parent)
+        reward_run = self._train(Run.Method.REWARD_MODEL, dataset=everything, policy=parent)
         accuracy = reward_run.evaluation.get("accuracy")
         policy_run = self._train(
             Run.Method.DPO,
-            dataset=dataset,
+            # Comparisons of what the parent itself wrote: those of older policies teach it little.
+            dataset=everything if number == 1 else self._freeze(f"round {number}", [current]),
             policy=parent,
             reward_model=reward_run.artifact,
             then_next_round=not last,
@@ -114,17 +117,11 @@ class Loop:
         self.say(f"round {current.number}: {labels} labels acknowledged of {wanted} wanted")
         return labels
 
-    def _freeze(self, number: int) -> PreferenceDataset:
-        with self._step(f"round {number}: freezing the preference dataset"):
-            closed = list(self.project.rounds.filter(state=Round.State.CLOSED))
-            dataset = datasets.freeze(
-                project=self.project,
-                rounds=closed,
-                rule=PreferenceDataset.Rule.EACH_LABEL,
-                name=f"round {number}",
+    def _freeze(self, name: str, judged: list[Round]) -> PreferenceDataset:
+        with self._step(f"freezing the preference dataset “{name}”"):
+            return datasets.freeze(
+                project=self.project, rounds=judged, rule=PreferenceDataset.Rule.EACH_LABEL, name=name
             )
-        self.exported = dataset.manifest["labels"]["used"]
-        return dataset
 
     def _newest_policy(self) -> Policy:
         return self.project.policies.exclude(state__in=[Policy.State.EXTERNAL, Policy.State.REJECTED]).latest(
