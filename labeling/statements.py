@@ -30,6 +30,7 @@ WHERE id = %s AND rater_id = %s AND state = 'leased'
 """
 
 # Lease the first open assignment behind a position whose task the rater neither has nor skipped.
+# OFFSET 0 keeps PostgreSQL from joining all that the rater ever had, and so the cost from growing with it.
 TAKE = """
 UPDATE labeling_assignment
 SET state = 'leased', rater_id = %(rater)s, leased_at = %(now)s, leased_until = %(until)s
@@ -39,11 +40,11 @@ WHERE state = 'open' AND id = (
         AND EXISTS (SELECT 1 FROM labeling_round WHERE id = %(round)s AND state = 'open')
         AND NOT EXISTS (
             SELECT 1 FROM labeling_assignment AS own
-            WHERE own.task_id = slot.task_id AND own.rater_id = %(rater)s
+            WHERE own.task_id = slot.task_id AND own.rater_id = %(rater)s LIMIT 1 OFFSET 0
         )
         AND NOT EXISTS (
             SELECT 1 FROM labeling_skip AS skip
-            WHERE skip.task_id = slot.task_id AND skip.rater_id = %(rater)s
+            WHERE skip.task_id = slot.task_id AND skip.rater_id = %(rater)s LIMIT 1 OFFSET 0
         )
     ORDER BY slot.position LIMIT 1 {lock}
 )
