@@ -1,6 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Everything lands in .venv/ and var/.
 SHELL := /bin/bash
 VENV := .venv
+SLOW := training or browser or postgres or slow
 PY := $(VENV)/bin/python
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -29,15 +30,16 @@ test: setup lint types fast slow ## everything: lint, types, tests
 lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
+	$(PY) manage.py makemigrations --check --dry-run
 
 types: setup
 	$(VENV)/bin/mypy .
 
-fast: setup ## tests that need neither torch nor a browser nor PostgreSQL
-	$(PY) -m pytest -q -n 2 -m "not training and not browser and not postgres"
+fast: setup ## tests that need neither torch nor a browser, a database server or real processes
+	$(PY) -m pytest -q -n 2 --nomigrations --ignore tests/training_rlhf -m "not ($(SLOW))"
 
-slow: setup ## the rest: training, browser, PostgreSQL
-	$(PY) -m pytest -q -m "training or browser or postgres"
+slow: setup ## the rest
+	$(PY) -m pytest -q --durations=15 -m "$(SLOW)"
 
 loop: setup ## the loop without hands: two rounds with simulated raters
 	$(PY) manage.py demo --headless --rounds 2 --seed 0 --json

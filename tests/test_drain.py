@@ -24,6 +24,8 @@ from tests.http_rater import HttpRater, Refused, Shown
 from tests.real_round import PASSWORD, make_rounds
 from tests.real_server import environment, prepare, real_server
 
+pytestmark = pytest.mark.slow
+
 RATERS = 32
 SIZES = {"drain": (300, 3), "claim": (RATERS, 1), "double click": (60, 1), "close": (400, 1)}
 LABELS = """

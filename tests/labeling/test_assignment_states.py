@@ -29,6 +29,8 @@ from labeling.rounds import close_round, progress, rater_progress, reopen_round
 from tests import factories
 from tests.labeling.open_round import TIE, make_open_round
 
+pytestmark = pytest.mark.slow
+
 RATERS, TASKS, OVERLAP = 3, 3, 2
 rater_numbers = st.integers(0, RATERS - 1)
 any_showing = st.integers(0, 10_000)

@@ -176,6 +176,7 @@ def test_parquet_and_the_hub_folder_hold_the_rows_of_the_jsonl(project: Project,
             assert pa.ipc.open_stream(stream.read_bytes()).read_all().to_pylist() == expected
 
 
+@pytest.mark.slow
 def test_thousands_of_labels_cross_the_batches_without_loss(project: Project, ann: User) -> None:
     round = judged.compared_round(project, [ann], [[1 + i % 4] for i in range(1203)], test_tasks=3)
     dataset = freeze(project=project, rounds=[round], rule="each_label", name="many")

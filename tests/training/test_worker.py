@@ -18,6 +18,8 @@ from training.launchers.local import child_environment
 from training.models import Artifact, Metric, Run, Worker
 from training.progress import parse_progress
 
+pytestmark = pytest.mark.slow
+
 State = Run.State
 
 

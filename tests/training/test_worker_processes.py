@@ -22,6 +22,8 @@ from tests.training.stage import is_alive, journal, wait_for
 from training import runs
 from training.models import Run
 
+pytestmark = pytest.mark.slow
+
 LEASE = 4
 State = Run.State
 
@@ -29,7 +31,7 @@ State = Run.State
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     if reason := missing():
-        pytest.skip(reason)
+        (pytest.fail if os.environ.get("RATCHET_REQUIRE_ALL_TESTS") else pytest.skip)(reason)
     with postgres_cluster(durable=False) as started:
         yield started
 

@@ -24,6 +24,13 @@ TEMPLATE = (
 SPECIAL = ["<|pad|>", "<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What lies here belongs to the GPU side: collecting it imports torch."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.training)
+
+
 @pytest.fixture(scope="session")
 def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the tiny policy. About 30,000 weights."""
