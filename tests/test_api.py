@@ -10,6 +10,7 @@ from rest_framework.test import APIClient
 
 from labeling import prompts, rounds
 from labeling.models import Label, Project, Round
+from labeling.models.prompts import Message
 from tests import factories
 
 
@@ -23,7 +24,7 @@ def program_of(user: User) -> APIClient:
 @pytest.fixture
 def round(project: Project) -> Round:
     policy = factories.make_policy(project)
-    asked = [[{"role": "user", "content": f"Question {n}?"}] for n in range(40)]
+    asked: list[list[Message]] = [[{"role": "user", "content": f"Question {n}?"}] for n in range(40)]
     for prompt in prompts.add_prompts(project=project, conversations=asked):
         texts = ("one", "two")
         prompts.add_completions(

@@ -53,7 +53,7 @@ def run_list(request: Request, slug: str) -> Response:
             reward_model=get_object_or_404(Artifact, run__project=project, run=reward_run)
             if reward_run is not None
             else None,
-            created_by=request.user,
+            created_by=request.user if request.user.is_authenticated else None,
             **values,
         )
     except runs.RunRefused as error:

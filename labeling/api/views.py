@@ -6,6 +6,7 @@ The doors are those of the pages: the same activities, the same permissions, 404
 from typing import Any
 from uuid import uuid4
 
+from django.contrib.auth.models import User
 from django.http import FileResponse
 from django.shortcuts import get_object_or_404
 from rest_framework import serializers, status
@@ -26,6 +27,12 @@ from labeling.models import (
     RoundClosed,
     RoundNotReady,
 )
+
+
+class SignedIn(Request):
+    """Anonymous requests come no further than the permission class of the settings."""
+
+    user: User
 
 
 class Conflict(APIException):
@@ -101,7 +108,7 @@ def prompt_add(request: Request, slug: str) -> Response:
 
 
 @api_view(["POST"])
-def next_task(request: Request, round_id: int) -> Response:
+def next_task(request: SignedIn, round_id: int) -> Response:
     """Lease the next task of a round: the one held already, if there is one; null when nothing is left."""
     round = get_object_or_404(Round.objects.visible_to(request.user).select_related("protocol"), pk=round_id)
     try:
@@ -117,7 +124,7 @@ def next_task(request: Request, round_id: int) -> Response:
 
 
 @api_view(["POST"])
-def label_add(request: Request, assignment_id: int) -> Response:
+def label_add(request: SignedIn, assignment_id: int) -> Response:
     """Label a leased task. Sent again with the same `key`, it changes nothing."""
     visible = Round.objects.visible_to(request.user)
     if not Assignment.objects.filter(pk=assignment_id, round__in=visible).exists():
