@@ -29,12 +29,6 @@ from labeling.models import (
 )
 
 
-class SignedIn(Request):
-    """Anonymous requests come no further than the permission class of the settings."""
-
-    user: User
-
-
 class Conflict(APIException):
     """The round or the assignment is not in a state where this can be done."""
 
@@ -73,6 +67,12 @@ class NewestFirst(CursorPagination):
     page_size = 100
 
 
+def _person(request: Request) -> User:
+    """Anonymous requests come no further than the permission class of the settings."""
+    assert isinstance(request.user, User)
+    return request.user
+
+
 def task_json(assignment: Assignment | None) -> dict[str, Any] | None:
     """A task as a rater may see it: no policy, no purpose."""
     if assignment is None:
@@ -108,11 +108,11 @@ def prompt_add(request: Request, slug: str) -> Response:
 
 
 @api_view(["POST"])
-def next_task(request: SignedIn, round_id: int) -> Response:
+def next_task(request: Request, round_id: int) -> Response:
     """Lease the next task of a round: the one held already, if there is one; null when nothing is left."""
     round = get_object_or_404(Round.objects.visible_to(request.user).select_related("protocol"), pk=round_id)
     try:
-        task = assignments.next_assignment(round=round, rater=request.user)
+        task = assignments.next_assignment(round=round, rater=_person(request))
     except (RoundClosed, RoundNotReady) as error:
         raise Conflict(str(error)) from error
     protocol = {
@@ -124,7 +124,7 @@ def next_task(request: SignedIn, round_id: int) -> Response:
 
 
 @api_view(["POST"])
-def label_add(request: SignedIn, assignment_id: int) -> Response:
+def label_add(request: Request, assignment_id: int) -> Response:
     """Label a leased task. Sent again with the same `key`, it changes nothing."""
     visible = Round.objects.visible_to(request.user)
     if not Assignment.objects.filter(pk=assignment_id, round__in=visible).exists():
@@ -133,7 +133,7 @@ def label_add(request: SignedIn, assignment_id: int) -> Response:
     given.is_valid(raise_exception=True)
     try:
         label, following = labels.save_and_next(
-            assignment_id=assignment_id, rater=request.user, **given.validated_data
+            assignment_id=assignment_id, rater=_person(request), **given.validated_data
         )
     except labels.InvalidLabel as error:
         raise ValidationError({"value": str(error)}) from error
