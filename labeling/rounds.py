@@ -201,15 +201,15 @@ def _check_task(task: NewTask, *, kind: str) -> None:
 
 def _write_tasks(round: Round, batch: list[NewTask], *, plan: RoundPlan, position: int) -> int:
     """Store tasks with their items and slots, task by task; the next free position."""
-    tasks = [Task(round=round, prompt_id=new.prompt_id, purpose=new.purpose) for new in batch]
+    tasks = [Task(round_id=round.pk, prompt_id=new.prompt_id, purpose=new.purpose) for new in batch]
     Task.objects.bulk_create(tasks)
     TaskItem.objects.bulk_create(
-        TaskItem(task=task, completion_id=pk)
+        TaskItem(task_id=task.pk, completion_id=pk)
         for task, new in zip(tasks, batch, strict=True)
         for pk in new.completion_ids
     )
     slots = [
-        Assignment(round=round, task=task, slot=slot, shown=_shuffled(new.completion_ids))
+        Assignment(round_id=round.pk, task_id=task.pk, slot=slot, shown=_shuffled(new.completion_ids))
         for task, new in zip(tasks, batch, strict=True)
         for slot in range(plan.labels_of(task.purpose))
     ]
