@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
 	@test -x $(PY) || { echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing (the first time this fetches PyTorch and takes a few minutes)"
-	$(PY) -m pip install --disable-pip-version-check --progress-bar on -e '.[training,test]' | grep -v 'already satisfied'; exit $${PIPESTATUS[0]}
+	$(PY) -m pip install --disable-pip-version-check -e '.[training,test]'
 	$(PY) -m pip check
 	@touch $@
 

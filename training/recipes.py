@@ -11,10 +11,23 @@ from training.policies import comes_from_starter
 # docs/starter.md has the figures.
 SMALL: dict[str, dict[str, Any]] = {
     Run.Method.REWARD_MODEL: {
-        "training": {"learning_rate": 5e-4, "epochs": 2.0, "batch_size": 16, "max_length": 256},
+        "training": {
+            "learning_rate": 5e-4,
+            "epochs": 2.0,
+            "batch_size": 16,
+            "max_length": 256,
+            "group_by_length": True,
+        },
     },
     Run.Method.DPO: {
-        "training": {"learning_rate": 5e-4, "epochs": 2.0, "batch_size": 16, "max_length": 256, "beta": 0.1},
+        "training": {
+            "learning_rate": 5e-4,
+            "epochs": 2.0,
+            "batch_size": 16,
+            "max_length": 256,
+            "beta": 0.1,
+            "group_by_length": True,
+        },
     },
 }
 # For any other policy: adapters, at the rates that LoRA is usually trained with.

@@ -54,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     die_with_parent()
     listen_for_stop()
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    # PEFT imports it wherever it is installed; no method here quantises yet, and it takes two seconds.
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     run_dir = RunDir(options.run_dir.resolve())
     try:
         with run_dir.locked():

@@ -54,6 +54,7 @@ class Training:
     max_length: int = 512  # tokens of prompt and completion together; longer rows are dropped and counted
     bf16: bool = False
     gradient_checkpointing: bool = False
+    group_by_length: bool = False  # batches of rows of like length: less padding, another order
     log_every: int = 5  # steps
     save_every: int = 50  # steps
     # DPO

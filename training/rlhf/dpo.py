@@ -53,6 +53,7 @@ def _row(element: Element, tokenizer: PreTrainedTokenizerBase, *, use_margin: bo
         "prompt_ids": before[:shared],
         "chosen_ids": before[shared:] + chosen,
         "rejected_ids": also_before[shared:] + rejected,
+        "length": max(len(before) + len(chosen), len(also_before) + len(rejected)),
         "margin": said.margin if use_margin else 0.0,
         "weight": said.weight,
         "p": said.p,

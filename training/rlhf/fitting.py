@@ -47,6 +47,7 @@ def settings(training: Training, *, seed: int, output_dir: Path) -> dict[str, An
         "lr_scheduler_type": training.schedule,
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
+        "train_sampling_strategy": "group_by_length" if training.group_by_length else "random",
         "bf16": training.bf16,
         "gradient_checkpointing": training.gradient_checkpointing,
         "use_cpu": not torch.cuda.is_available(),

@@ -32,10 +32,12 @@ def tokenized(elements: list[Element], tokenizer: PreTrainedTokenizerBase, *, us
 
 
 def _row(element: Element, tokenizer: PreTrainedTokenizerBase, *, use_margin: bool) -> dict[str, Any]:
-    conversations = [element.conversation(number) for number in range(len(element.completions))]
+    messages = [element.conversation(number) for number in range(len(element.completions))]
+    conversations = [rendering.conversation_ids(tokenizer, one) for one in messages]
     said = element.comparisons
     return {
-        "conversations": [rendering.conversation_ids(tokenizer, messages) for messages in conversations],
+        "conversations": conversations,
+        "length": max(map(len, conversations)),
         "chosen": [one.chosen for one in said],
         "rejected": [one.rejected for one in said],
         "margin": [one.margin if use_margin else 0.0 for one in said],
