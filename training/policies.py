@@ -1,12 +1,7 @@
 """The starter policy and what was trained from it. Where a policy may lie is labeling.policies' business."""
 
-from pathlib import Path
-
 from labeling.models import Policy
 from labeling.policies import starter_folder
-
-# As the repository ships it; an installation may name another one (settings.STARTER_POLICY).
-STARTER = Path(__file__).resolve().parent / "rlhf" / "starter" / "policy"
 
 
 def comes_from_starter(policy: Policy) -> bool:

@@ -7,9 +7,8 @@ from django.contrib.auth.models import Permission, User
 from django.core.management import call_command
 from django.db import transaction
 
-from labeling import prompts, rounds
+from labeling import policies, prompts, rounds
 from labeling.models import Membership, Policy, Project, Protocol, Round
-from training import policies
 from training.rlhf.starter import world
 
 PROJECT = "Kind stories"
@@ -52,7 +51,7 @@ def make_cast(*, plan: rounds.RoundPlan, seed: int) -> Cast:
     for name, role in CAST.items():
         add_person(project, name, passwords[name], role)
     starter = Policy.objects.create(
-        project=project, name="starter", state=Policy.State.PROMOTED, location=str(policies.STARTER)
+        project=project, name="starter", state=Policy.State.PROMOTED, location=str(policies.starter_folder())
     )
     project.current_policy = starter
     project.save(update_fields=["current_policy"])
