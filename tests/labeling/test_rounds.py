@@ -36,11 +36,11 @@ from tests.labeling.open_round import (
 
 
 class Heard:
-    """Rounds that a signal was sent for."""
+    """Rounds that a signal was sent for, as long as somebody holds this object."""
 
     def __init__(self, signal: Signal) -> None:
         self.rounds: list[Round] = []
-        signal.connect(self.hear, weak=False)
+        signal.connect(self.hear)
 
     def hear(self, sender: type[Round], round: Round, **_: Any) -> None:
         self.rounds.append(round)
