@@ -382,7 +382,7 @@ def test_looking_at_a_button_moves_nothing(action: str, manager: Client, run: Ru
 @pytest.mark.training
 def test_the_page_reads_what_the_evaluation_writes(manager: Client, project: Project, ann: User) -> None:
     """Both sides by their own code: a name that only one of them knows would leave a gap on the page."""
-    evaluation = pytest.importorskip("training.rlhf.evaluation")
+    figures_of = pytest.importorskip("training.rlhf.figures")
     from training.rlhf.data import Comparison, Element
 
     elements = [
@@ -399,7 +399,7 @@ def test_the_page_reads_what_the_evaluation_writes(manager: Client, project: Pro
         )
         for n in range(2, 10)
     ]
-    figures = evaluation.reward_figures(elements, [0.5, 0.1] * 6 + [0.1, 0.5] * 2)
+    figures = figures_of.reward_figures(elements, [0.5, 0.1] * 6 + [0.1, 0.5] * 2)
     run = make_run(project, ann, Run.Method.REWARD_MODEL)
     page = manager.get(put_in(run, State.COMPLETE, evaluation=figures).get_absolute_url())
     shown = page.context["reward_evaluation"]
