@@ -119,7 +119,7 @@ def test_a_killed_worker_leaves_no_child_and_another_goes_on_from_the_checkpoint
     killed = time.monotonic()
     crew[holder].kill()
     crew[holder].wait()
-    wait_for(lambda: not is_alive(child), seconds=1)
+    wait_for(lambda: not is_alive(child), seconds=LEASE - 1)  # before anybody could evict it
     done = wait_for(lambda: [line for line in journal(run) if line["event"] == "start"][1:])
     assert time.monotonic() - killed < LEASE + 3
     assert done[0]["pid"] != child
