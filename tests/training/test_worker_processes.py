@@ -121,7 +121,7 @@ def test_a_killed_worker_leaves_no_child_and_another_goes_on_from_the_checkpoint
     crew[holder].wait()
     wait_for(lambda: not is_alive(child), seconds=LEASE - 1)  # before anybody could evict it
     done = wait_for(lambda: [line for line in journal(run) if line["event"] == "start"][1:])
-    assert time.monotonic() - killed < LEASE + 3
+    assert time.monotonic() - killed < LEASE + 10  # a busy machine starts processes slowly
     assert done[0]["pid"] != child
     ended(run)
     assert (run.attempt, run.metrics.filter(step=20).count()) == (2, 1)
