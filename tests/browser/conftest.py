@@ -22,7 +22,7 @@ from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import connections
 from django.test import Client, override_settings
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, Page
 
 # Playwright keeps an event loop in this thread; Django would refuse the ORM beside it.
 os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"
@@ -31,8 +31,6 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 HERE = Path(__file__).parent
 # Chromium reports every refused request as an error; pages that refuse on purpose say so themselves.
 EXPECTED = "the server responded with a status of "
-
-expect.set_options(timeout=20_000)  # of milliseconds: a busy machine is no failure
 
 SignIn = Callable[[Page, User], None]
 

@@ -119,9 +119,9 @@ def test_a_killed_worker_leaves_no_child_and_another_goes_on_from_the_checkpoint
     killed = time.monotonic()
     crew[holder].kill()
     crew[holder].wait()
-    wait_for(lambda: not is_alive(child), seconds=LEASE - 1)  # before anybody could evict it
+    wait_for(lambda: not is_alive(child), seconds=1)
     done = wait_for(lambda: [line for line in journal(run) if line["event"] == "start"][1:])
-    assert time.monotonic() - killed < LEASE + 10  # a busy machine starts processes slowly
+    assert time.monotonic() - killed < LEASE + 3
     assert done[0]["pid"] != child
     ended(run)
     assert (run.attempt, run.metrics.filter(step=20).count()) == (2, 1)
