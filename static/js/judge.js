@@ -36,7 +36,9 @@
     window.scrollTo({ top: 0, behavior: "instant" });
   };
   document.addEventListener("htmx:after:swap", ({ detail: { ctx } }) => {
-    if (ctx.sourceElement.id !== "lease") shown();
+    if (ctx.sourceElement.id === "lease") return;
+    busy = false; // the task on the screen can be answered from this moment on
+    shown();
   });
   document.addEventListener("htmx:before:request", (event) => {
     const { id } = event.detail.ctx.sourceElement;

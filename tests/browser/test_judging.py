@@ -79,6 +79,19 @@ def test_t_is_a_tie_and_b_is_both_bad(open_as_ann: Open, project: Project) -> No
     assert values() == [{"outcome": "tie"}, {"outcome": "both_bad"}]
 
 
+def test_a_key_counts_from_the_moment_the_next_task_is_there(open_as_ann: Open, project: Project) -> None:
+    page = open_as_ann(make_round(project))
+    page.evaluate(
+        """new MutationObserver((_, observer) => {
+          observer.disconnect();
+          setTimeout(() => document.body.dispatchEvent(new KeyboardEvent("keydown", {key: "b", bubbles: true})));
+        }).observe(document.getElementById("task").parentElement, {childList: true})"""
+    )
+    page.keyboard.press("t")
+    expect_mine(page, 2)
+    assert values() == [{"outcome": "tie"}, {"outcome": "both_bad"}]
+
+
 def test_arrows_walk_the_scale_and_enter_saves(open_as_ann: Open, project: Project) -> None:
     page = open_as_ann(make_round(project))
     shown = held().shown

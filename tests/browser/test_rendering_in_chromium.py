@@ -1,7 +1,9 @@
 """Hostile text as prompt, earlier turn, completion and guidelines in a real Chromium: nothing of it runs."""
 
+import time
+
 from django.contrib.auth.models import User
-from playwright.sync_api import Page, Request, expect
+from playwright.sync_api import Page, Request, Route, expect
 
 from labeling.models import Project, Round
 from labeling.prompts import NewCompletion, add_completions, add_prompts
@@ -44,7 +46,7 @@ def test_none_of_the_hostile_texts_runs_or_asks_for_anything(
 def test_markup_that_slips_past_the_sanitiser_still_cannot_run(
     page: Page, sign_in: SignIn, ann: User, project: Project, server: str
 ) -> None:
-    """The outer walls alone: stored HTML as if the sanitiser had failed."""
+    """The outer walls alone: stored HTML as if the sanitiser had failed, on a slow network."""
     raw = (
         "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>"
         "<div hx-get='/hacked/' hx-trigger='load'>x</div><div hx-on:load='window.hacked=1'>x</div>"
@@ -53,12 +55,18 @@ def test_markup_that_slips_past_the_sanitiser_still_cannot_run(
     round = _round_with(project, ["one", "two"], html=raw)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url.removeprefix(server)))
+    page.route("**/hx-csp.min.js", _late)
     sign_in(page, ann)
     page.goto(f"/rounds/{round.pk}/judge/", wait_until="networkidle")
     assert page.evaluate("window.hacked === undefined")
     assert "/hacked/" not in asked
     assert any("Content Security Policy" in problem for problem in page.problems)  # type: ignore[attr-defined]
     page.problems.clear()  # type: ignore[attr-defined]
+
+
+def _late(route: Route) -> None:
+    time.sleep(0.5)
+    route.continue_()
 
 
 def test_a_huge_text_is_shown_in_a_box_that_scrolls(
