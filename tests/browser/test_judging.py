@@ -84,7 +84,8 @@ def test_a_key_counts_from_the_moment_the_next_task_is_there(open_as_ann: Open, 
     page.evaluate(
         """new MutationObserver((_, observer) => {
           observer.disconnect();
-          setTimeout(() => document.body.dispatchEvent(new KeyboardEvent("keydown", {key: "b", bubbles: true})));
+          const b = new KeyboardEvent("keydown", {key: "b", bubbles: true});
+          setTimeout(() => document.body.dispatchEvent(b));
         }).observe(document.getElementById("task").parentElement, {childList: true})"""
     )
     page.keyboard.press("t")
