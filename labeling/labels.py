@@ -7,7 +7,6 @@ is counted once however often it is sent: the key of the form is unique.
 import math
 import uuid
 from dataclasses import dataclass
-from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import IntegrityError, transaction
@@ -57,11 +56,14 @@ class Answer:
     """What a rater sent for one showing of a task."""
 
     asked: Assignment  # as it was when the request came: its lease may have changed since
-    protocol: Protocol
     rater: AbstractBaseUser
     value: object
     key: uuid.UUID
     seconds: float
+
+    @property
+    def protocol(self) -> Protocol:
+        return self.asked.round.protocol
 
 
 class _NotHeld(Exception):
@@ -69,21 +71,22 @@ class _NotHeld(Exception):
 
 
 def save_label(
-    *, assignment_id: int, rater: AbstractBaseUser, value: object, key: uuid.UUID, seconds: float
+    *, assignment: Assignment, rater: AbstractBaseUser, value: object, key: uuid.UUID, seconds: float
 ) -> Label:
     """Store what a rater said. Sent again with the same key, it changes nothing and returns the same label.
 
+    `assignment` is the one that was on the screen; whether it is still the rater's is asked here.
     Raise InvalidLabel, RoundClosed, LeaseLost or AlreadyLabelled; nothing is stored then.
     """
-    answer = _answer(assignment_id, rater=rater, value=value, key=key, seconds=seconds)
+    answer = Answer(asked=assignment, rater=rater, value=value, key=key, seconds=seconds)
     return _save(answer, and_next=False)[0]
 
 
 def save_and_next(
-    *, assignment_id: int, rater: AbstractBaseUser, value: object, key: uuid.UUID, seconds: float
+    *, assignment: Assignment, rater: AbstractBaseUser, value: object, key: uuid.UUID, seconds: float
 ) -> tuple[Label, Assignment | None]:
     """Like `save_label`, and lease the rater's next task in the same transaction; None: nothing is left."""
-    answer = _answer(assignment_id, rater=rater, value=value, key=key, seconds=seconds)
+    answer = Answer(asked=assignment, rater=rater, value=value, key=key, seconds=seconds)
     label, following = _save(answer, and_next=True)
     return label, with_task(following)
 
@@ -120,11 +123,6 @@ def undo(*, round: Round, rater: AbstractBaseUser) -> tuple[Assignment, Label]:
         assignment = with_task(current_lease(progress))
         assert assignment is not None
     return assignment, last
-
-
-def _answer(assignment_id: int, **sent: Any) -> Answer:
-    asked, protocol = statements.assignment_and_protocol(assignment_id)
-    return Answer(asked=asked, protocol=protocol, **sent)
 
 
 def _save(answer: Answer, *, and_next: bool) -> tuple[Label, Assignment | None]:

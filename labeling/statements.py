@@ -6,19 +6,28 @@ their transaction, and is the same for SQLite and PostgreSQL.
 """
 
 from datetime import datetime
+from typing import TypeVar
 
+from django.contrib.auth.models import AbstractBaseUser
 from django.db import connection
-from django.db.models import QuerySet
+from django.db.models import Model, QuerySet
 
-from labeling.models import Assignment, Completion, Prompt, Protocol, RaterProgress, Task
+from labeling.models import Assignment, Completion, Prompt, Protocol, RaterProgress, Round, Task
 
-ASSIGNMENT = "SELECT * FROM labeling_assignment WHERE id = %s"
+M = TypeVar("M", bound=Model)
 
-PROTOCOL = """
-SELECT protocol.*
-FROM labeling_round AS round JOIN labeling_protocol AS protocol ON protocol.id = round.protocol_id
-WHERE round.id = %s
+# An assignment with its round and protocol, for a member of the project.
+ASSIGNMENT = """
+SELECT assignment.*, {columns}
+FROM labeling_assignment AS assignment
+JOIN labeling_round AS round ON round.id = assignment.round_id
+JOIN labeling_protocol AS protocol ON protocol.id = round.protocol_id
+WHERE assignment.id = %(id)s AND (%(everywhere)s OR EXISTS (
+    SELECT 1 FROM labeling_membership WHERE project_id = round.project_id AND user_id = %(rater)s
+))
 """
+OF_ROUND = ("id", "project_id", "number", "protocol_id", "state", "wanted")
+OF_PROTOCOL = ("id", "project_id", "version", "kind", "question", "options")
 
 COUNT = """
 UPDATE labeling_raterprogress SET labels = labels + 1 WHERE round_id = %s AND rater_id = %s RETURNING *
@@ -69,12 +78,28 @@ WHERE item.task_id = %s ORDER BY item.id
 """
 
 
-def assignment_and_protocol(assignment_id: int) -> tuple[Assignment, Protocol]:
-    """Raise Assignment.DoesNotExist."""
-    assignment = next(iter(Assignment.objects.raw(ASSIGNMENT, [assignment_id])), None)
+def assignment_for(rater: AbstractBaseUser, assignment_id: int) -> Assignment:
+    """An assignment with `round` and `round.protocol`; Assignment.DoesNotExist for strangers to it."""
+    columns = [f"round.{name} AS round__{name}" for name in OF_ROUND]
+    columns += [f"protocol.{name} AS protocol__{name}" for name in OF_PROTOCOL]
+    values = {"id": assignment_id, "rater": rater.pk, "everywhere": getattr(rater, "is_superuser", False)}
+    found = Assignment.objects.raw(ASSIGNMENT.format(columns=", ".join(columns)), values)
+    assignment = next(iter(found), None)
     if assignment is None:
         raise Assignment.DoesNotExist
-    return assignment, Protocol.objects.raw(PROTOCOL, [assignment.round_id])[0]
+    assignment.round = _part(Round, "round", OF_ROUND, assignment)
+    assignment.round.protocol = _part(Protocol, "protocol", OF_PROTOCOL, assignment)
+    return assignment
+
+
+def _part(model: type[M], prefix: str, names: tuple[str, ...], row: Assignment) -> M:
+    """Another model among the columns of a joined row; columns that are left out are fetched when read."""
+    values = []
+    for name in names:
+        value = vars(row).pop(f"{prefix}__{name}")
+        convert = getattr(model._meta.get_field(name), "from_db_value", None)
+        values.append(convert(value, None, connection) if convert else value)
+    return model.from_db(connection.alias, names, values)
 
 
 def count_label(*, round_id: int, rater_id: int) -> RaterProgress | None:

@@ -123,6 +123,7 @@ def database(url: str) -> dict[str, object]:
             "PORT": str(parts.port or ""),
             "CONN_MAX_AGE": None,
             "CONN_HEALTH_CHECKS": True,
+            "OPTIONS": {"server_side_binding": True, "prepare_threshold": 5},
         }
     raise ImproperlyConfigured(f"RATCHET_DATABASE: {parts.scheme!r} is neither sqlite nor postgresql")
 
@@ -131,7 +132,7 @@ DATABASES = {"default": database(env_text("RATCHET_DATABASE", f"sqlite:///{VAR_D
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # One process answers its requests on this many threads, each with a database connection of its own.
-WEB_THREADS = env_number("RATCHET_WEB_THREADS", 4, low=1, high=64)
+WEB_THREADS = env_number("RATCHET_WEB_THREADS", 2, low=1, high=64)
 
 AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
 AUTH_PASSWORD_VALIDATORS = [

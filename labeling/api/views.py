@@ -17,7 +17,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from labeling import assignment as assignments
-from labeling import datasets, labels, prompts
+from labeling import datasets, labels, prompts, statements
 from labeling.models import (
     Assignment,
     Label,
@@ -126,15 +126,15 @@ def next_task(request: Request, round_id: int) -> Response:
 @api_view(["POST"])
 def label_add(request: Request, assignment_id: int) -> Response:
     """Label a leased task. Sent again with the same `key`, it changes nothing."""
-    visible = Round.objects.visible_to(request.user)
-    if not Assignment.objects.filter(pk=assignment_id, round__in=visible).exists():
-        raise NotFound
+    person = _person(request)
+    try:
+        assignment = statements.assignment_for(person, assignment_id)
+    except Assignment.DoesNotExist:
+        raise NotFound from None
     given = LabelInputSerializer(data=request.data)
     given.is_valid(raise_exception=True)
     try:
-        label, following = labels.save_and_next(
-            assignment_id=assignment_id, rater=_person(request), **given.validated_data
-        )
+        label, following = labels.save_and_next(assignment=assignment, rater=person, **given.validated_data)
     except labels.InvalidLabel as error:
         raise ValidationError({"value": str(error)}) from error
     except (RoundClosed, assignments.LeaseLost, labels.AlreadyLabelled) as error:

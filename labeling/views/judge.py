@@ -9,7 +9,7 @@ from typing import Any
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.models import User
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
 from django.views.decorators.cache import never_cache
@@ -17,7 +17,7 @@ from django.views.decorators.http import require_GET, require_POST
 from django_htmx.middleware import HtmxDetails
 
 from labeling import assignment as assignments
-from labeling import labels
+from labeling import labels, statements
 from labeling.forms.judge import FORMS, SKIP_REASONS, SkipForm
 from labeling.models import Assignment, Round, RoundClosed, RoundNotReady
 from labeling.rendering import render_guidelines
@@ -49,7 +49,7 @@ def save_label(request: RaterRequest, pk: int) -> HttpResponse:
     seconds = form.cleaned_data["seconds"]
     try:
         _, following = labels.save_and_next(
-            assignment_id=pk,
+            assignment=asked,
             rater=request.user,
             value=form.value,
             key=form.cleaned_data["key"],
@@ -123,10 +123,10 @@ def _round(request: RaterRequest, pk: int) -> Round:
 
 def _assignment(request: RaterRequest, pk: int) -> Assignment:
     """An assignment of a project that the user belongs to, or 404. Whose it is, the activities ask."""
-    found = Assignment.objects.select_related("round__protocol")
-    if not request.user.is_superuser:
-        found = found.filter(round__project__memberships__user_id=request.user.pk)
-    return get_object_or_404(found, pk=pk)
+    try:
+        return statements.assignment_for(request.user, pk)
+    except Assignment.DoesNotExist:
+        raise Http404 from None
 
 
 def _since_leased(assignment: Assignment) -> float:

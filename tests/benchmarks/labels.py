@@ -25,8 +25,7 @@ from tests.http_rater import HttpRater, Shown
 from tests.postgres_cluster import postgres_cluster
 from tests.real_server import RealServer, environment, prepare, real_server
 
-# What works best for each store on two cores (docs/benchmarks.md): SQLite has one writer at a time anyway.
-PROCESSES = {"sqlite": 1, "postgres": 2}
+STORES = ("sqlite", "postgres")
 STORY = (
     "Once upon a time a fox found a lantern at the edge of the wood. It was cold, and an owl had lost its "
     "way. The fox lit the lantern and walked in front, and they shared a warm bun at the old mill. The end."
@@ -44,11 +43,11 @@ class Measured:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Labels a second through the real pages.")
-    parser.add_argument("--store", choices=PROCESSES, required=True)
+    parser.add_argument("--store", choices=STORES, required=True)
     parser.add_argument("--raters", type=int, default=32)
     parser.add_argument("--tasks", type=int, default=5_000)
     parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--processes", type=int, help="web processes; by default what suits the store")
+    parser.add_argument("--processes", type=int, default=2, help="web processes: one for each core")
     options = parser.parse_args()
     with ExitStack() as stack:
         var = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ratchet-benchmark-")))
@@ -57,14 +56,17 @@ def main() -> int:
         prepare(env)
         os.environ.update(env)
         round_id, cookies = build(raters=options.raters, tasks=options.tasks)
-        processes = options.processes or PROCESSES[options.store]
-        with real_server(env, processes=processes) as server:
+        with real_server(env, processes=options.processes) as server:
             say(f"server answers after {server.start_seconds:.1f} s; {options.raters} raters begin")
             result = run(server, round_id=round_id, cookies=cookies, seconds=options.seconds)
             result["server_rss_mb"] = round(sum(server.rss_mb()), 1)
         result |= count(round_id)
     store = {"store": options.store, "raters": options.raters, "tasks": options.tasks}
-    print(json.dumps(store | {"processes": processes, "start_s": round(server.start_seconds, 2)} | result))
+    print(
+        json.dumps(
+            store | {"processes": options.processes, "start_s": round(server.start_seconds, 2)} | result
+        )
+    )
     return 1 if result["errors"] or result["too_many"] or result["acknowledged"] != result["stored"] else 0
 
 

@@ -86,4 +86,4 @@ def make_open_round(project: Project, **how: Any) -> Round:
 
 
 def say_tie(assignment: Assignment, rater: User) -> Label:
-    return save_label(assignment_id=assignment.pk, rater=rater, value=TIE, key=uuid.uuid4(), seconds=1.0)
+    return save_label(assignment=assignment, rater=rater, value=TIE, key=uuid.uuid4(), seconds=1.0)

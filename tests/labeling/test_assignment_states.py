@@ -184,7 +184,11 @@ class Judging(RuleBasedStateMachine):
         must_succeed = self.holds(n, assignment) or key in self.acknowledged
         try:
             label, following = save_and_next(
-                assignment_id=assignment, rater=self.raters[n], value=TIE, key=key, seconds=1
+                assignment=Assignment.objects.get(pk=assignment),
+                rater=self.raters[n],
+                value=TIE,
+                key=key,
+                seconds=1,
             )
         except (LeaseLost, AlreadyLabelled, RoundClosed):
             assert not must_succeed

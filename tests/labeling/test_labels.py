@@ -38,7 +38,7 @@ def take(round: Round, rater: User) -> Assignment:
 
 def save(assignment: Assignment, rater: User, value: object = TIE, key: uuid.UUID | None = None) -> Label:
     key = key or uuid.uuid4()
-    return save_label(assignment_id=assignment.pk, rater=rater, value=value, key=key, seconds=3.5)
+    return save_label(assignment=assignment, rater=rater, value=value, key=key, seconds=3.5)
 
 
 def test_a_label_keeps_what_was_said_and_what_was_shown(round: Round, ann: User) -> None:
@@ -54,9 +54,7 @@ def test_a_label_keeps_what_was_said_and_what_was_shown(round: Round, ann: User)
 
 def test_the_next_task_comes_with_the_save(round: Round, ann: User) -> None:
     first = take(round, ann)
-    label, following = save_and_next(
-        assignment_id=first.pk, rater=ann, value=TIE, key=uuid.uuid4(), seconds=1
-    )
+    label, following = save_and_next(assignment=first, rater=ann, value=TIE, key=uuid.uuid4(), seconds=1)
     assert following is not None
     assert following.task_id != first.task_id
     assert take(round, ann).pk == following.pk
@@ -66,7 +64,7 @@ def test_the_next_task_comes_with_the_save(round: Round, ann: User) -> None:
 def test_after_the_last_task_nothing_comes(project: Project, ann: User) -> None:
     round = make_open_round(project, tasks=1)
     first = take(round, ann)
-    _, following = save_and_next(assignment_id=first.pk, rater=ann, value=TIE, key=uuid.uuid4(), seconds=1)
+    _, following = save_and_next(assignment=first, rater=ann, value=TIE, key=uuid.uuid4(), seconds=1)
     assert following is None
 
 
@@ -76,9 +74,7 @@ def test_a_save_and_the_next_task_cost_the_same_however_many_tasks_there_are(
     for tasks in (10, 300):
         first = take(make_open_round(project, tasks=tasks, overlap=2), ann)
         with django_assert_num_queries(11):  # two of them are the savepoint that a test makes
-            _, following = save_and_next(
-                assignment_id=first.pk, rater=ann, value=TIE, key=uuid.uuid4(), seconds=1
-            )
+            _, following = save_and_next(assignment=first, rater=ann, value=TIE, key=uuid.uuid4(), seconds=1)
             assert following is not None
             assert following.task.prompt.html
             assert len(following.task.completions.all()) == 2
@@ -86,9 +82,7 @@ def test_a_save_and_the_next_task_cost_the_same_however_many_tasks_there_are(
 
 def test_a_double_click_is_one_label_and_one_next_task(round: Round, ann: User) -> None:
     first, key = take(round, ann), uuid.uuid4()
-    twice = [
-        save_and_next(assignment_id=first.pk, rater=ann, value=TIE, key=key, seconds=1) for _ in range(2)
-    ]
+    twice = [save_and_next(assignment=first, rater=ann, value=TIE, key=key, seconds=1) for _ in range(2)]
     assert len({label.pk for label, _ in twice}) == 1
     assert len({following.pk for _, following in twice if following}) == 1
     assert Label.objects.count() == 1
@@ -179,7 +173,7 @@ def test_a_late_label_leaves_the_raters_new_task_to_them(round: Round, ann: User
     give_back_all(ann)
     new = take(round, ann)
     assert new.task_id != held.task_id
-    _, following = save_and_next(assignment_id=held.pk, rater=ann, value=TIE, key=uuid.uuid4(), seconds=1)
+    _, following = save_and_next(assignment=held, rater=ann, value=TIE, key=uuid.uuid4(), seconds=1)
     assert following is not None
     assert following.pk == new.pk
 
@@ -253,7 +247,7 @@ def test_a_late_repeat_of_an_undone_save_does_not_bring_it_back(round: Round, an
     taken, key = take(round, ann), uuid.uuid4()
     save(taken, ann, key=key)
     undo(round=round, rater=ann)
-    label, following = save_and_next(assignment_id=taken.pk, rater=ann, value=TIE, key=key, seconds=1)
+    label, following = save_and_next(assignment=taken, rater=ann, value=TIE, key=key, seconds=1)
     assert label.value == TIE
     assert following is not None
     assert following.pk == taken.pk
@@ -287,7 +281,7 @@ def test_undo_leaves_other_raters_and_rounds_alone(
 )
 def test_time_on_task_is_kept_plausible(round: Round, ann: User, seconds: float, stored: float) -> None:
     taken = take(round, ann)
-    label = save_label(assignment_id=taken.pk, rater=ann, value=TIE, key=uuid.uuid4(), seconds=seconds)
+    label = save_label(assignment=taken, rater=ann, value=TIE, key=uuid.uuid4(), seconds=seconds)
     assert label.seconds == stored
 
 
