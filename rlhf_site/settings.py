@@ -204,6 +204,8 @@ DATASETS_DIR = VAR_DIR / "datasets"
 RUNS_DIR = VAR_DIR / "runs"
 # What a worker starts for a run, with the run folder as last argument.
 TRAINER_COMMAND = [sys.executable, "-m", "training.rlhf"]
+# Whether a worker keeps one such process waiting, torch imported (half a GiB): runs start at once.
+TRAINER_STANDBY = env_flag("RATCHET_STANDBY", True)
 # The embedded default policy, which a project may choose in the browser.
 STARTER_POLICY = BASE_DIR / "training" / "rlhf" / "starter" / "policy"
 # Local folders of models may only lie below these; a hub id needs no folder.

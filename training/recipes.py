@@ -19,6 +19,7 @@ SMALL: dict[str, dict[str, Any]] = {
             "group_by_length": True,
         },
     },
+    Run.Method.SAMPLE: {"sampling": {"batch_size": 256}},
     Run.Method.DPO: {
         "training": {
             "learning_rate": 5e-4,
@@ -28,6 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
             "beta": 0.1,
             "group_by_length": True,
         },
+        "sampling": {"batch_size": 256},  # a step costs hardly more for many rows than for few
     },
 }
 # For any other policy: adapters, at the rates that LoRA is usually trained with.

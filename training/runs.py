@@ -134,14 +134,13 @@ def _sampling_config(round: Round) -> dict[str, Any]:
     unable = [str(policy) for policy in policies if not policy.location]
     if unable:
         raise RunRefused(f"No model is known for {', '.join(unable)}: completions cannot be sampled.")
-    return _checked(
-        {
-            "method": Run.Method.SAMPLE,
-            "seed": plan.seed,
-            "policies": {sampling_name(policy): policy.location for policy in policies},
-            "sampling": {"temperature": float(plan.temperature), "max_new_tokens": plan.max_new_tokens},
-        }
-    )
+    chosen = {
+        "method": Run.Method.SAMPLE,
+        "seed": plan.seed,
+        "policies": {sampling_name(policy): policy.location for policy in policies},
+        "sampling": {"temperature": float(plan.temperature), "max_new_tokens": plan.max_new_tokens},
+    }
+    return _checked(merged(default_settings(method=Run.Method.SAMPLE, policy=policies[0]), chosen))
 
 
 def sampling_name(policy: Policy) -> str:

@@ -45,6 +45,7 @@ class TrainingWorker:
     def serve(self, *, batch: bool = False) -> None:
         """Work until told to stop; in a batch, until nothing is left to do."""
         self.say(f"worker {self.name} waits for runs")
+        self.launcher.prepare()
         try:
             while True:
                 busy = self.turn()
@@ -145,5 +146,6 @@ class TrainingWorker:
         for lane in (self.device_lane, self.check_lane):
             if lane is not None:
                 lane.abandon()
+        self.launcher.close()
         Worker.objects.filter(name=self.name).delete()
         self.say(f"worker {self.name} has stopped")

@@ -12,3 +12,4 @@ if os.environ.get("STUB_BEHAVIOUR"):
         str(Path(__file__).with_name("stub_trainer.py")),
         os.environ["STUB_BEHAVIOUR"],
     ]
+    TRAINER_STANDBY = False  # the stub has nothing to import

@@ -28,6 +28,12 @@ class Child(Protocol):
 class Launcher(Protocol):
     device: str
 
+    def prepare(self) -> None:
+        """The worker is up: make ready what shortens the next start."""
+
+    def close(self) -> None:
+        """The worker leaves: nothing that was made ready stays."""
+
     def start(self, folder: Path, *, preflight: bool) -> Child: ...
 
     def evict(self, folder: Path) -> int | None:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from django.conf import settings
 
+from training.launchers.local_child import LocalChild
+from training.launchers.standby import Standby, StandbyCheck
 from training.rlhf.run_dir import RunDir, RunLocked
 
-TAIL_BYTES = 8_000
-MAX_LOG_BYTES = 16_000_000
 # What a child is given of our environment. The database's address and the secret key are not in it.
 PASSED_ON = {
     "PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
@@ -56,58 +56,22 @@ def child_environment(device: str) -> dict[str, str]:
     return env
 
 
-class LocalChild:
-    def __init__(self, process: subprocess.Popen[bytes], stderr: Path, stdout: Path) -> None:
-        self._process = process
-        self._stderr = stderr
-        self._stdout = stdout
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def poll(self) -> int | None:
-        code = self._process.poll()
-        if code is not None:
-            self._signal_group(signal.SIGKILL)  # what it left behind: data loaders, compilers
-        return code
-
-    def stop(self) -> None:
-        # Only the leader: it saves first and stops its own helpers, which must not die under it.
-        if self._process.poll() is None:
-            self._process.terminate()
-
-    def kill(self) -> None:
-        self._signal_group(signal.SIGKILL)
-        self._process.wait()
-
-    def _signal_group(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
-
-    def stderr_tail(self) -> str:
-        try:
-            with open(self._stderr, "rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
-                return file.read().decode("utf-8", errors="replace").replace("\0", "").strip()
-        except OSError:
-            return ""
-
-    def trim_logs(self) -> None:
-        # The child appends (O_APPEND), so its next line goes to the new end.
-        for path in (self._stderr, self._stdout):
-            if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
-                with open(path, "r+b") as file:
-                    file.seek(-TAIL_BYTES, os.SEEK_END)
-                    tail = file.read()
-                    file.seek(0)
-                    file.truncate()
-                    file.write(b"[the beginning was cut: it grew too long]\n" + tail)
-
-
 class LocalLauncher:
-    def __init__(self, device: str) -> None:
+    """Starts children on one device. With `standby`, one waits ready-imported for the next run."""
+
+    def __init__(self, device: str, *, standby: bool = False) -> None:
         self.device = device
+        self._keeps_standby = standby
+        self._standby: Standby | None = None
+
+    def prepare(self) -> None:
+        if self._keeps_standby and (self._standby is None or self._standby.process.poll() is not None):
+            self._standby = Standby(child_environment(self.device))
+
+    def close(self) -> None:
+        if self._standby is not None and self._standby.process.poll() is None:
+            end_process(self._standby.process.pid)
+            self._standby.process.wait()
 
     def start(self, folder: Path, *, preflight: bool) -> LocalChild:
         if threading.current_thread() is not threading.main_thread():
@@ -117,6 +81,18 @@ class LocalLauncher:
         command = [*settings.TRAINER_COMMAND, str(folder), *(["--preflight"] if preflight else [])]
         stdout.unlink(missing_ok=True)
         stderr.unlink(missing_ok=True)
+        standby = self._standby
+        if (
+            standby is not None
+            and standby.is_free
+            and standby.send(folder, preflight=preflight, stdout=stdout, stderr=stderr)
+        ):
+            if preflight:
+                return StandbyCheck(standby, stderr, stdout)
+            self._standby = None
+            self.prepare()
+            return LocalChild(standby.process, stderr, stdout)
+        self.prepare()
         with open(stdout, "ab") as out, open(stderr, "ab") as err:
             process = subprocess.Popen(
                 command,
@@ -150,7 +126,9 @@ def works_in(pid: int, folder: Path) -> bool:
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return False
-    return all(part in arguments for part in [*settings.TRAINER_COMMAND[1:], str(folder)])
+    of_ours = all(part in arguments for part in settings.TRAINER_COMMAND[1:])
+    # A standby was given its folder later; that it holds the folder's lock is how it was found.
+    return of_ours and (str(folder) in arguments or "--standby" in arguments)
 
 
 def end_process(pid: int) -> None:

@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from training.rlhf import checkpoints, failures
+from training.rlhf import checkpoints, failures, standby
 from training.rlhf.config import FORMAT, RunConfig
 from training.rlhf.failures import Refused
 from training.rlhf.progress import Cancelled, listen_for_stop, raise_if_stopped
@@ -46,16 +46,23 @@ ENVIRONMENT = {
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.rlhf", description=__doc__)
-    parser.add_argument("run_dir", type=Path, help="a folder with config.json and data/")
+    parser.add_argument("run_dir", type=Path, nargs="?", help="a folder with config.json and data/")
     parser.add_argument("--preflight", action="store_true", help="only check, and write preflight.json")
+    parser.add_argument(
+        "--standby", action="store_true", help="import everything, and read folders from stdin"
+    )
     options = parser.parse_args(arguments)
-    if not options.run_dir.is_dir():
+    if options.run_dir is None and not options.standby:
+        parser.error("which folder?")
+    if options.run_dir is not None and not options.run_dir.is_dir():
         parser.error(f"{options.run_dir} is not a folder")
     die_with_parent()
     listen_for_stop()
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     # PEFT imports it wherever it is installed; no method here quantises yet, and it takes two seconds.
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+    if options.standby:
+        return standby.serve(main)
     run_dir = RunDir(options.run_dir.resolve())
     try:
         with run_dir.locked():

@@ -79,6 +79,14 @@ class PairTrainer(Checkpointed, DPOTrainer):
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
         return dataset  # tokenized by us, and nothing too long is left in it
 
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """Rows of like length go together, so that little is padded; they come back in their order."""
+        lengths = dataset["length"]
+        order = sorted(range(len(dataset)), key=lambda index: -lengths[index])
+        back = sorted(range(len(dataset)), key=lambda place: order[place])
+        found: Dataset = super()._precompute_ref_logps(dataset.select(order), name, batch_size)
+        return found.select(back)
+
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         tokens = {name: value for name, value in inputs.items() if name not in _SAID}
         return super().compute_ref_log_probs(model, tokens)  # type: ignore[no-untyped-call]

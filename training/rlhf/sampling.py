@@ -8,6 +8,7 @@ that is trained and judged. The seed fixes every draw of a batch; equal inputs g
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -21,6 +22,7 @@ from training.rlhf.progress import Cancelled, stop_requested
 from training.rlhf.run_dir import ProgressWriter, RunDir, SampledCompletion, SampleRequest, read_jsonl
 
 _FIRST_STRETCH = 32  # tokens
+_SMALL = 10_000_000  # parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +68,9 @@ def generate(
             batch = writing[start : start + sampling.batch_size]
             rows = [[*prompts[index], *written[index]] for index in batch]
             config = _generation_config(tokenizer, sampling, ends=ends, tokens=tokens)
-            for index, new in zip(
-                batch, _write_on(model, tokenizer, rows, config, seed + draws), strict=True
-            ):
+            with _threads_for(model):
+                texts = _write_on(model, tokenizer, rows, config, seed + draws)
+            for index, new in zip(batch, texts, strict=True):
                 written[index] += new
                 if new[-1] not in ends and len(written[index]) < sampling.max_new_tokens:
                     unfinished.append(index)
@@ -157,6 +159,20 @@ def _prompts(
     positions = getattr(model.config, "max_position_embeddings", None) or 1_000_000
     room = max(1, positions - sampling.max_new_tokens)
     return [rendering.prompt_ids(tokenizer, messages)[-room:] for messages in conversations]
+
+
+@contextmanager
+def _threads_for(model: PreTrainedModel) -> Iterator[None]:
+    """One thread for a small model on the CPU: steps are so short that two wait more than they work."""
+    if model.device.type != "cpu" or model.num_parameters() > _SMALL:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 import signal
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
 
 from training.launchers.local import LocalLauncher, default_device
@@ -24,7 +25,7 @@ class Command(BaseCommand):
         parser.add_argument("--name", default="", help="what pages call this worker; host and device")
 
     def handle(self, *args: Any, batch: bool, device: str, name: str, **options: Any) -> None:
-        launcher = LocalLauncher(device or default_device())
+        launcher = LocalLauncher(device or default_device(), standby=settings.TRAINER_STANDBY)
         worker = TrainingWorker(launcher=launcher, name=name, say=self._say)
 
         def on_signal(number: int, frame: object) -> None:
