@@ -50,6 +50,8 @@ class Processes:
     def start(self) -> None:
         """Start both and return when the web server answers. Raises ProcessDied when one does not come up."""
         serve = ["-m", "uvicorn", "rlhf_site.asgi:application", "--host", self.host, "--port", str(self.port)]
+        # Two answer what a few raters ask; other cores are the trainer's.
+        serve += ["--workers", str(min(2, os.cpu_count() or 1))]
         self._spawn("web", [*serve, "--log-level", "warning", "--no-server-header"])
         self._spawn("worker", [str(settings.BASE_DIR / "manage.py"), "train_worker"])
         self._wait_until(self._answers, seconds=60)

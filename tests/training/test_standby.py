@@ -1,4 +1,4 @@
-"""A child that stands by: it checks and trains as a child of its own would, and nothing of it stays behind."""
+"""A child that stands by checks and trains as a child of its own would, and nothing of it stays behind."""
 
 import os
 import time

@@ -12,7 +12,7 @@ from pathlib import Path
 from django.conf import settings
 
 from training.launchers.local_child import LocalChild
-from training.rlhf.standby import Job
+from training.rlhf.run_dir import Job
 
 
 class Standby:

@@ -74,6 +74,15 @@ class Preflight(TypedDict):
     estimate: dict[str, Any]  # device, parameters, steps, seconds, memory_bytes, memory_available_bytes ...
 
 
+class Job(TypedDict):
+    """A line for a process that stands by (training.rlhf.standby)."""
+
+    folder: str
+    preflight: bool
+    stdout: str  # files that take what the job prints
+    stderr: str
+
+
 class RunLocked(Exception):
     """Another process works in this run folder; `pid` is its process id (0 when unknown)."""
 

@@ -11,14 +11,8 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from typing import TypedDict
 
-
-class Job(TypedDict):
-    folder: str
-    preflight: bool
-    stdout: str  # files that take what the job prints
-    stderr: str
+from training.rlhf.run_dir import Job
 
 
 def serve(work: Callable[[list[str]], int]) -> int:
