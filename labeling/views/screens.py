@@ -40,6 +40,7 @@ class Step:
 
     value: str
     name: str
+    label: str  # for a screen reader: the whole sentence
     strength: int
     key: int
     chosen: bool
@@ -109,7 +110,14 @@ def _sides(items: list[Item], protocol: Protocol, answer: dict[str, Any]) -> lis
     steps_left = [(left, strength) for strength in range(most, 0, -1)]
     steps_right = [(right, strength) for strength in range(1, most + 1)]
     steps = [
-        Step(f"{item.id}:{strength}", _name(strength, most), strength, key, (item.id, strength) == chosen)
+        Step(
+            value=f"{item.id}:{strength}",
+            name=_name(strength, most),
+            label=f"{item.letter} is {_name(strength, most)}{' better' if most > 1 else ''}",
+            strength=strength,
+            key=key,
+            chosen=(item.id, strength) == chosen,
+        )
         for key, (item, strength) in enumerate(steps_left + steps_right, start=1)
     ]
     return [(left, steps[:most]), (right, steps[most:])]

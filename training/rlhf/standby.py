@@ -6,10 +6,12 @@ such child ready (training.launchers.standby) starts a run at once. What follows
 `python -m training.rlhf RUN_DIR` does, in a process that no run has used.
 """
 
+import contextlib
 import importlib
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable
 
 from training.rlhf.run_dir import Job
@@ -21,7 +23,10 @@ def serve(work: Callable[[list[str]], int]) -> int:
     Each preflight's status is a line on the standard output that this process was started with.
     """
     answers = os.dup(1)
-    import_all()
+    politely = threading.Thread(target=_import_politely)
+    politely.start()
+    politely.join()
+    import_all()  # says what is wrong, if anything was
     for line in sys.stdin:
         job: Job = json.loads(line)
         _print_to(job["stdout"], job["stderr"])
@@ -42,6 +47,13 @@ def import_all() -> None:
     transformers = importlib.import_module("transformers")
     for name in ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoTokenizer"):
         getattr(transformers, name)  # imported when it is asked for
+
+
+def _import_politely() -> None:
+    """In a thread of low priority: as a rule another run is at work on this machine."""
+    with contextlib.suppress(Exception):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)  # on Linux this means the thread
+        import_all()
 
 
 def _print_to(stdout: str, stderr: str) -> None:
