@@ -326,8 +326,9 @@ def test_a_worker_that_lost_its_lease_kills_its_child_and_writes_nothing(project
 
 
 def test_a_worker_that_could_not_renew_in_time_stops_by_its_own_clock(
-    project: Project, ann: User, monkeypatch: pytest.MonkeyPatch
+    transactional_db: None, project: Project, ann: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Transactional: the worker closes a connection that failed, and a test's own transaction with it.
     one, run = stage.make_worker(), stage.make_queued_run(project, ann)
     running(one, run)
 
