@@ -37,6 +37,18 @@ def make_starter(project: Project) -> Policy:
     return policy
 
 
+def make_tiny_starter(project: Project, models: Path) -> Policy:
+    """The same with a model that can be loaded, a few thousand parameters small."""
+    pytest.importorskip("torch")
+    from tests.training_rlhf.conftest import save_tiny_policy
+
+    save_tiny_policy(models / "tiny")
+    policy = make_starter(project)
+    policy.location = str(models / "tiny")
+    policy.save()
+    return policy
+
+
 def make_dataset(project: Project, rater: User, name: str = "first") -> PreferenceDataset:
     judged = compared_round(project, [rater], [[2], [-1], [3], [1]])
     return datasets.freeze(project=project, rounds=[judged], rule="each_label", name=name)

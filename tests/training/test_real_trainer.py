@@ -9,7 +9,6 @@ from django.contrib.auth.models import User
 
 from labeling.models import Policy, Project, Round
 from tests.training import stage
-from tests.training_rlhf.conftest import save_tiny_policy
 from training import runs
 from training.models import Artifact, Run
 from training.worker import TrainingWorker
@@ -35,12 +34,7 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture
 def starter(project: Project, tmp_path: Path) -> Policy:
-    pytest.importorskip("torch")
-    save_tiny_policy(tmp_path / "models" / "tiny")
-    policy = stage.make_starter(project)
-    policy.location = str(tmp_path / "models" / "tiny")
-    policy.save()
-    return policy
+    return stage.make_tiny_starter(project, tmp_path / "models")
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from django.contrib.auth.models import User
 from labeling.models import Policy, Project
 from tests.training import stage
 from tests.training.test_real_trainer import TINY
-from tests.training_rlhf.conftest import save_tiny_policy
 from training.launchers.local import LocalLauncher
 from training.launchers.local_child import LocalChild
 from training.models import Run
@@ -25,12 +24,7 @@ SECONDS = 240.0
 
 @pytest.fixture
 def starter(project: Project, tmp_path: Path) -> Policy:
-    pytest.importorskip("torch")
-    save_tiny_policy(tmp_path / "models" / "tiny")
-    policy = stage.make_starter(project)
-    policy.location = str(tmp_path / "models" / "tiny")
-    policy.save()
-    return policy
+    return stage.make_tiny_starter(project, tmp_path / "models")
 
 
 @pytest.fixture
@@ -99,7 +93,8 @@ def test_a_run_starts_without_the_standby_that_died(
 def test_what_a_dead_worker_left_standing_by_is_found_by_its_lock(
     project: Project, starter: Policy, ann: User, launcher: LocalLauncher
 ) -> None:
-    run = stage.make_queued_run(project, ann, Run.Method.REWARD_MODEL, config=TINY)
+    endless = {**TINY, "training": {**TINY["training"], "max_steps": 100_000}}
+    run = stage.make_queued_run(project, ann, Run.Method.REWARD_MODEL, config=endless)
     worker = TrainingWorker(launcher=launcher, name="one")
     stage.work_until(worker, lambda: (Path(run.folder) / "lock").exists(), SECONDS)
     child = child_pid(worker)
