@@ -81,6 +81,8 @@ def work(behaviour: str, folder: RunDir) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
         if behaviour == "dies once" and step == 7 and starts(folder) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+        if behaviour == "waits once at step 7" and step == 7 and starts(folder) == 1:
+            time.sleep(60)  # for whoever kills it: on a busy machine it would have gone on meanwhile
         if behaviour == "garbage progress":
             garbage(folder, step)
     if behaviour == "torn line":
