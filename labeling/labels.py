@@ -7,6 +7,7 @@ is counted once however often it is sent: the key of the form is unique.
 import math
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import IntegrityError, transaction
@@ -35,6 +36,7 @@ __all__ = [
     "RoundClosed",
     "save_and_next",
     "save_label",
+    "taken_back",
     "undo",
     "validate",
 ]
@@ -123,6 +125,13 @@ def undo(*, round: Round, rater: AbstractBaseUser) -> tuple[Assignment, Label]:
         assignment = with_task(current_lease(progress))
         assert assignment is not None
     return assignment, last
+
+
+def taken_back(assignment: Assignment) -> dict[str, Any]:
+    """What the rater answered before they took it back; empty when this task was not undone."""
+    last = assignment.events.select_related("supersedes").filter(rater=assignment.rater_id).last()
+    undone = last.supersedes if last is not None and last.value is None else None
+    return (undone.value or {}) if undone is not None else {}
 
 
 def _save(answer: Answer, *, and_next: bool) -> tuple[Label, Assignment | None]:

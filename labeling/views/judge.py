@@ -34,8 +34,14 @@ class RaterRequest(HttpRequest):
 @login_required
 @require_GET
 def judge(request: RaterRequest, pk: int) -> HttpResponse:
-    """Show the rater's task in a round; the first request leases one."""
-    return _show_next(request, _round(request, pk))
+    """Show the rater's task in a round; the first request leases one, one they undid comes as answered."""
+    round = _round(request, pk)
+    try:
+        assignment = assignments.next_assignment(round=round, rater=request.user)
+    except (RoundClosed, RoundNotReady) as error:
+        return _show_no_task(request, round, error)
+    answer = labels.taken_back(assignment) if assignment is not None else {}
+    return _show(request, round, assignment, answer=answer)
 
 
 @login_required
@@ -137,11 +143,15 @@ def _since_leased(assignment: Assignment) -> float:
 def _show_next(request: RaterRequest, round: Round, *, problem: str = "", status: int = 200) -> HttpResponse:
     try:
         assignment = assignments.next_assignment(round=round, rater=request.user)
-    except RoundClosed:
-        return _show_closed(request, round, status=200 if request.method == "GET" else 409)
-    except RoundNotReady as error:
-        return _show_nothing(request, round, title="Not yet", text=str(error))
+    except (RoundClosed, RoundNotReady) as error:
+        return _show_no_task(request, round, error)
     return _show(request, round, assignment, problem=problem, status=status)
+
+
+def _show_no_task(request: RaterRequest, round: Round, error: RoundClosed | RoundNotReady) -> HttpResponse:
+    if isinstance(error, RoundClosed):
+        return _show_closed(request, round, status=200 if request.method == "GET" else 409)
+    return _show_nothing(request, round, title="Not yet", text=str(error))
 
 
 def _show_again(

@@ -316,6 +316,18 @@ def test_without_htmx_undo_redirects_and_says_so(client: Client, round: Round, a
     assert "Your last label is taken back" in text_of(response)
 
 
+def test_without_javascript_an_undone_task_comes_as_it_was_answered(
+    client: Client, round: Round, ann: User
+) -> None:
+    first = start(client, round)
+    send(client, first, choice="tie", htmx=False)
+    page = text_of(client.post(f"/rounds/{round.pk}/undo/", follow=True))
+    chosen = re.findall(r'value="([^"]+)"[^>]* class="[^"]*chosen', page)
+    assert chosen == ["tie"]
+    send(client, first, choice=f"{first.shown[0]}:3", htmx=False)
+    assert "chosen" not in text_of(client.get(f"/rounds/{round.pk}/judge/"))
+
+
 def test_there_may_be_nothing_to_undo(client: Client, round: Round) -> None:
     start(client, round)
     response = client.post(f"/rounds/{round.pk}/undo/", headers=HTMX)
