@@ -100,17 +100,19 @@ class RunForm(forms.Form):
         required=False, label="Start by itself when the check finds nothing wrong"
     )
 
-    def __init__(self, *args: Any, project: Project, method: str, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, project: Project, method: str, like: Run | None = None, **kwargs: Any
+    ) -> None:
         self.method = method
         policies = trained_policies(project)
         policy = project.current_policy if project.current_policy in policies else policies.first()
         chosen: dict[str, Any] = kwargs.pop("initial", None) or {}
         policy = policies.filter(pk=chosen.get("policy", 0)).first() or policy
-        kwargs["initial"] = {
-            **_flat(default_settings(method=method, policy=policy)),
-            "policy": policy,
-            **chosen,
-        }
+        if like is None or like.method != method:
+            filled_in = {**_flat(default_settings(method=method, policy=policy)), "policy": policy}
+        else:
+            filled_in = settings_of(like)
+        kwargs["initial"] = {**filled_in, **chosen}
         super().__init__(*args, **kwargs)
         self._choose_from("dataset", project.datasets.order_by("-pk"))
         self._choose_from("policy", policies)
@@ -176,6 +178,23 @@ def _flat(defaults: dict[str, Any]) -> dict[str, Any]:
     return {"seed": whole["seed"], **whole["tuning"], **whole["training"], **{
         name: whole["sampling"][name] for name in SAMPLING
     }}  # fmt: skip
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """What the form was filled in with for a run; rows that its check found too long have room now."""
+    values = {
+        **_flat(run.config),
+        **{name: getattr(run, name) for name in ("dataset", "policy", "reward_model", "then_next_round")},
+    }
+    values["max_length"] = max(values["max_length"], _longest_dropped(run))
+    return values
+
+
+def _longest_dropped(run: Run) -> int:
+    """Tokens of the longest row that the run's check dropped; 0 when it dropped none."""
+    rows = run.preflight.get("rows") or {}
+    parts = [part for splits in rows.values() for part in splits.values()]
+    return max((int(part["longest"]) for part in parts if part.get("dropped")), default=0)
 
 
 class PromoteForm(forms.Form):

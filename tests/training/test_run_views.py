@@ -83,6 +83,31 @@ def test_a_link_can_choose_the_dataset(manager: Client, project: Project, ann: U
     assert f'<option value="{older.pk}" selected>older' in page.content.decode()
 
 
+def test_a_refused_run_is_asked_for_again_with_its_settings_and_room_for_its_longest_row(
+    manager: Client, run: Run, project: Project
+) -> None:
+    config = run.config | {"seed": 5, "training": run.config["training"] | {"beta": 0.25, "max_length": 64}}
+    rows = {
+        "pairs": {"train": {"kept": 1, "dropped": 9, "longest": 700}, "test": {"dropped": 0, "longest": 9}}
+    }
+    put_in(run, State.REFUSED, config=config, preflight={"ok": False, "rows": rows})
+    page = manager.get(run.get_absolute_url()).content.decode()
+    link = f"{reverse('run_new', args=[project.slug])}?like={run.pk}"
+    assert link in page
+    manager.post(link, settings_of(manager.get(link)))
+    again = Run.objects.latest("pk")
+    assert (again.config["seed"], again.config["training"]["beta"]) == (5, 0.25)
+    assert again.config["training"]["max_length"] == 700
+    assert (again.dataset, again.policy, again.then_next_round) == (run.dataset, run.policy, False)
+
+
+def test_the_settings_of_another_projects_run_are_not_shown(manager: Client, run: Run, ann: User) -> None:
+    other = factories.make_project("Others")
+    foreign = make_run(other, ann, config={"seed": 424242})
+    address = reverse("run_new", args=[run.project.slug])
+    assert "424242" not in manager.get(f"{address}?like={foreign.pk}").content.decode()
+
+
 @pytest.mark.parametrize("query", ["method=ppo", "dataset=x&policy=-1", f"dataset={10**18}", "method="])
 def test_an_odd_link_to_the_form_shows_the_plain_form(
     query: str, manager: Client, project: Project, ann: User

@@ -24,13 +24,15 @@ PACE_LINES = 30  # lines of progress that the time left is judged by
 @require_http_methods(["GET", "HEAD", "POST"])
 def run_new(request: HttpRequest, slug: str) -> HttpResponse:
     project = get_object_or_404(Project.objects.managed_by(request.user), slug=slug)
-    method = request.GET.get("method") or _likely_method(project)
+    like = _run_like(request, project)
+    method = request.GET.get("method") or (like.method if like else _likely_method(project))
     if method not in METHODS:
         method = Run.Method.REWARD_MODEL
     form = RunForm(
         request.POST if request.method == "POST" else None,
         project=project,
         method=method,
+        like=like,
         initial=_chosen_in(request),
     )
     if request.method == "POST" and form.is_valid():
@@ -52,6 +54,7 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponse:
     context = {
         "project": project,
         "form": form,
+        "like": like,
         "method": Run.Method(method),
         "methods": METHODS,
         "has_datasets": project.datasets.exists(),
@@ -65,13 +68,21 @@ def _likely_method(project: Project) -> str:
     return Run.Method.DPO if reward_models(project).exists() else Run.Method.REWARD_MODEL
 
 
+def _run_like(request: HttpRequest, project: Project) -> Run | None:
+    """The run whose settings a link to the form names."""
+    pk = _number(request, "like")
+    return project.runs.filter(method__in=METHODS, pk=pk).first() if pk is not None else None
+
+
 def _chosen_in(request: HttpRequest) -> dict[str, int]:
     """Dataset, policy and reward model that a link to the form names."""
-    return {
-        name: int(value)
-        for name in ("dataset", "policy", "reward_model")
-        if (value := request.GET.get(name, "")).isascii() and value.isdigit() and len(value) < 19
-    }
+    names = ("dataset", "policy", "reward_model")
+    return {name: number for name in names if (number := _number(request, name)) is not None}
+
+
+def _number(request: HttpRequest, name: str) -> int | None:
+    value = request.GET.get(name, "")
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 19 else None
 
 
 @login_required
