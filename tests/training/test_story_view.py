@@ -8,9 +8,9 @@ from django.test import Client
 from django.urls import reverse
 
 from labeling import datasets
-from labeling.models import Policy, PreferenceDataset, Project, Round
+from labeling.models import Assignment, Policy, PreferenceDataset, Project, Round
 from tests import factories
-from tests.labeling.judged import compared_round, make_prompt, make_round
+from tests.labeling.judged import compared_round, make_prompt, make_round, make_task, vote
 from tests.training.stage import make_starter
 from training.models import Artifact, GateDecision, Run
 from training.views.story import Action, next_action, story_of
@@ -209,7 +209,7 @@ def test_the_gate_says_why_the_candidate_is_not_promoted(
     manager: Client, project: Project, frozen: PreferenceDataset
 ) -> None:
     policy = add_policy(add_run(frozen, Run.Method.DPO), "dpo-1", kl=7.5, reward_new=2.0, reward_old=0.5)
-    assert "have not compared it" in page_of(manager, project)
+    assert "No round compares it with starter yet." in page_of(manager, project)
     second = make_round(project, new_policy=policy, old_policy=project.current_policy)
     GateDecision.objects.create(
         policy=policy,
@@ -224,6 +224,34 @@ def test_the_gate_says_why_the_candidate_is_not_promoted(
     )
     page = page_of(manager, project)
     assert "56 %" in page and "does not lie above one half" in page
+
+
+def test_the_round_that_compares_a_candidate_says_how_far_people_have_come(
+    manager: Client, project: Project, frozen: PreferenceDataset, ann: User
+) -> None:
+    policy = add_policy(add_run(frozen, Run.Method.DPO), "dpo-1")
+    old = project.current_policy
+    assert old is not None
+    second = make_round(
+        project, state=Round.State.OPEN, overlap=2, new_policy=policy, old_policy=project.current_policy
+    )
+    for purpose in ("gate", "train"):
+        task = make_task(second, make_prompt(project, f"For {purpose}"), ["a", "b"], [policy, old], purpose)
+        vote(task, ann, 2)
+        Assignment.objects.create(round=second, task=task, slot=1, position=1)
+    for address in (project, policy):
+        page = manager.get(address.get_absolute_url()).content.decode()
+        assert f'<a href="{second.get_absolute_url()}">Round 2</a> compares it with starter' in page
+        assert "1 of 2 gate judgements are in; decided when it closes." in page
+        assert "No round compares" not in page
+
+
+def test_a_round_that_waits_for_completions_is_named_as_the_one_that_will_compare(
+    manager: Client, project: Project, frozen: PreferenceDataset
+) -> None:
+    policy = add_policy(add_run(frozen, Run.Method.DPO), "dpo-1")
+    make_round(project, state=Round.State.WAITING, new_policy=policy, old_policy=project.current_policy)
+    assert "it waits for completions" in page_of(manager, project)
 
 
 def test_the_charts_appear_with_their_figures(

@@ -10,6 +10,7 @@ from labeling.models import Policy, Project
 from training import gate
 from training.forms import PromoteForm
 from training.views import evaluations
+from training.views.comparing import comparing
 from training.views.samples import samples_of
 from training.views.story import artifact_of
 
@@ -60,6 +61,7 @@ def _page(request: HttpRequest, found: Policy, form: PromoteForm, status: int = 
             "lineage": artifact.lineage if artifact else {},
             "figures": evaluations.policy_figures(artifact.run.evaluation) if artifact else None,
             "decisions": decisions,
+            "comparing": comparing(found),
             "measured": next((d for d in decisions if d.win_rate is not None), None),
             "samples": samples_of(artifact.run) if artifact else [],
             "is_current": is_current,

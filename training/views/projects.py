@@ -8,6 +8,7 @@ from django.views.decorators.http import require_safe
 from labeling.models import Project
 from training import runs
 from training.views import story as stories
+from training.views.comparing import comparing
 
 
 @login_required
@@ -17,6 +18,7 @@ def project(request: HttpRequest, slug: str) -> HttpResponse:
         Project.objects.managed_by(request.user).select_related("current_policy"), slug=slug
     )
     story = stories.story_of(found)
+    candidate = story.candidate
     return render(
         request,
         "training/project.html",
@@ -26,7 +28,8 @@ def project(request: HttpRequest, slug: str) -> HttpResponse:
             "action": stories.next_action(story),
             "win_rate_chart": stories.win_rate_chart(story),
             "reward_chart": stories.reward_chart(story),
-            "candidate_decision": story.decision_on(story.candidate) if story.candidate else None,
+            "candidate_decision": story.decision_on(candidate) if candidate else None,
+            "comparing": comparing(candidate) if candidate else None,
             "workers": runs.workers_alive(),
         },
     )
