@@ -6,6 +6,7 @@ from django import forms
 from django.db.models import QuerySet
 
 from labeling.models import Policy, PreferenceDataset, Project
+from training.ingredients import datasets_to_learn_from, reward_models, trained_policies
 from training.models import Artifact, Run
 from training.recipes import default_settings, merged
 from training.rlhf.config import ConfigError, RunConfig, Sampling, Training, Tuning
@@ -25,21 +26,6 @@ def _number(label: str, help_text: str = "", *, whole: bool = False) -> forms.Fi
     kind = forms.IntegerField if whole else forms.FloatField
     return kind(
         label=label, help_text=help_text, widget=forms.NumberInput(attrs={"step": 1 if whole else "any"})
-    )
-
-
-def trained_policies(project: Project) -> QuerySet[Policy]:
-    """Policies that a run can start from: those whose model is known, the newest first."""
-    return project.policies.exclude(location="").order_by("-pk")
-
-
-def reward_models(project: Project) -> QuerySet[Artifact]:
-    return (
-        Artifact.objects.filter(
-            run__project=project, run__state=Run.State.COMPLETE, kind=Artifact.Kind.REWARD_MODEL
-        )
-        .select_related("run__dataset")
-        .order_by("-pk")
     )
 
 
@@ -114,19 +100,30 @@ class RunForm(forms.Form):
             filled_in = settings_of(like)
         kwargs["initial"] = {**filled_in, **chosen}
         super().__init__(*args, **kwargs)
-        self._choose_from("dataset", project.datasets.order_by("-pk"))
+        self._choose_from("dataset", datasets_to_learn_from(project))
         self._choose_from("policy", policies)
-        self._choose_from("reward_model", reward_models(project))
+        models = reward_models(project)
+        self._choose_from("reward_model", models, models.filter(run__dataset=self.initial["dataset"]).first())
         if method != Run.Method.DPO:
             for name in ("reward_model", "then_next_round", *OF_DPO, *SAMPLING):
                 del self.fields[name]
 
-    def _choose_from(self, name: str, rows: QuerySet[Any]) -> None:
-        """Offer these rows; the first one unless another was asked for."""
+    def _choose_from(self, name: str, rows: QuerySet[Any], best: Any = None) -> None:
+        """Offer these rows; chosen is the one that was asked for, else the best one, else the first."""
         field = self.fields[name]
         assert isinstance(field, forms.ModelChoiceField)
         field.queryset = rows
-        self.initial.setdefault(name, rows.first())
+        if name in self.initial and self.initial[name] is None:
+            return  # an earlier run was content without one
+        asked = getattr(self.initial.get(name), "pk", self.initial.get(name))
+        self.initial[name] = rows.filter(pk=asked).first() or best or rows.first()
+
+    def stranger(self) -> Artifact | None:
+        """The reward model that the form proposes, if it did not learn from the dataset it proposes."""
+        model, dataset = self.initial["reward_model"], self.initial["dataset"]
+        if "reward_model" not in self.fields or model is None or model.run.dataset == dataset:
+            return None
+        return model
 
     def section(self, names: tuple[str, ...]) -> list[forms.BoundField]:
         return [self[name] for name in names if name in self.fields]

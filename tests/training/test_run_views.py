@@ -9,7 +9,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from labeling.models import Project
+from labeling.models import PreferenceDataset, Project
 from tests import factories
 from tests.training.stage import make_dataset, make_run, make_starter
 from training.models import Artifact, Metric, Run, Worker
@@ -81,6 +81,84 @@ def test_a_link_can_choose_the_dataset(manager: Client, project: Project, ann: U
     make_dataset(project, ann, "newer")
     page = manager.get(reverse("run_new", args=[project.slug]), {"dataset": older.pk})
     assert f'<option value="{older.pk}" selected>older' in page.content.decode()
+
+
+def rated_dataset(project: Project, name: str = "rated") -> PreferenceDataset:
+    """A dataset of ratings alone."""
+    return PreferenceDataset.objects.create(
+        project=project,
+        name=name,
+        rule="each_label",
+        folder=name,
+        digest=name,
+        manifest={"tables": {"ratings": {"train": 9, "test": 1}, "prompts": {"train": 9, "test": 1}}},
+    )
+
+
+def reward_model_on(dataset: PreferenceDataset) -> Artifact:
+    run = Run.objects.create(
+        project=dataset.project, method="reward_model", state=State.COMPLETE, dataset=dataset
+    )
+    return Artifact.objects.create(run=run, kind="reward_model", folder="/x")
+
+
+def test_a_dataset_of_ratings_alone_is_not_offered(manager: Client, project: Project, ann: User) -> None:
+    make_starter(project)
+    dataset = make_dataset(project, ann)
+    rated = rated_dataset(project)
+    page = manager.get(reverse("run_new", args=[project.slug]), {"dataset": rated.pk})
+    assert list(page.context["form"].fields["dataset"].queryset) == [dataset]
+    assert "holds no comparisons or rankings" in page.content.decode()
+
+
+def test_with_ratings_alone_the_page_leads_to_a_round_of_comparisons(
+    manager: Client, project: Project
+) -> None:
+    make_starter(project)
+    rated_dataset(project)
+    page = manager.get(reverse("run_new", args=[project.slug])).content.decode()
+    assert f'href="{reverse("round_new", args=[project.slug])}?kind=comparison"' in page
+    assert 'name="learning_rate"' not in page
+
+
+def test_a_dataset_trains_a_reward_model_first_and_a_policy_with_that_model_then(
+    manager: Client, project: Project, ann: User
+) -> None:
+    make_starter(project)
+    older = make_dataset(project, ann, "older")
+    reward_model_on(older)
+    newer = make_dataset(project, ann, "newer")
+    address = f"{reverse('run_new', args=[project.slug])}?dataset={newer.pk}"
+    assert manager.get(address).context["method"] == "reward_model"
+    its_own = reward_model_on(newer)
+    reward_model_on(older)
+    form = manager.get(address).context["form"]
+    assert form.method == "dpo" and form.initial["dataset"] == newer
+    assert form.initial["reward_model"] == its_own and form.stranger() is None
+
+
+def test_a_reward_model_that_learnt_from_another_dataset_is_pointed_out(
+    manager: Client, project: Project, ann: User
+) -> None:
+    make_starter(project)
+    model = reward_model_on(make_dataset(project, ann, "older"))
+    newer = make_dataset(project, ann, "newer")
+    said = "learnt from older, not from newer"
+    address = f"{reverse('run_new', args=[project.slug])}?method=dpo&dataset={newer.pk}"
+    assert said in manager.get(address).content.decode()
+    run = make_run(project, ann, reward_model=model)
+    Run.objects.filter(pk=run.pk).update(dataset=newer)
+    assert said in manager.get(run.get_absolute_url()).content.decode()
+    Run.objects.filter(pk=run.pk).update(dataset=model.run.dataset)
+    assert "not from" not in manager.get(run.get_absolute_url()).content.decode()
+
+
+def test_another_method_keeps_the_dataset_of_the_link(manager: Client, project: Project, ann: User) -> None:
+    make_starter(project)
+    older = make_dataset(project, ann, "older")
+    make_dataset(project, ann, "newer")
+    page = manager.get(reverse("run_new", args=[project.slug]), {"dataset": older.pk}).content.decode()
+    assert f'href="?method=dpo&amp;dataset={older.pk}"' in page
 
 
 def test_a_refused_run_is_asked_for_again_with_its_settings_and_room_for_its_longest_row(

@@ -122,6 +122,24 @@ def test_a_dataset_trains_a_reward_model_and_then_a_policy(
     assert next_of(project).label == "Open the next round"
 
 
+def test_ratings_alone_lead_to_a_round_of_comparisons(project: Project, frozen: PreferenceDataset) -> None:
+    frozen.manifest = {"tables": {"ratings": {"train": 9, "test": 1}}}
+    frozen.save()
+    action = next_of(project)
+    assert action.label == "Open a comparison round"
+    assert action.url == f"{reverse('round_new', args=[project.slug])}?kind=comparison"
+
+
+def test_a_dataset_of_ratings_does_not_hide_one_that_can_be_learnt_from(
+    project: Project, frozen: PreferenceDataset
+) -> None:
+    rated = PreferenceDataset.objects.create(
+        project=project, name="rated", rule="each_label", folder="r", digest="r"
+    )
+    rated.rounds.set(frozen.rounds.all())
+    assert next_of(project).url.endswith(f"?method=reward_model&dataset={frozen.pk}")
+
+
 @pytest.mark.parametrize(
     ("state", "said"),
     [

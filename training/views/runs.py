@@ -10,9 +10,15 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from labeling.models import Project
+from labeling.models import PreferenceDataset, Project
 from training import runs
-from training.forms import RunForm, reward_models, trained_policies
+from training.forms import RunForm
+from training.ingredients import (
+    can_be_learnt_from,
+    datasets_to_learn_from,
+    reward_models,
+    trained_policies,
+)
 from training.models import Artifact, Run
 from training.views import evaluations
 
@@ -25,7 +31,8 @@ PACE_LINES = 30  # lines of progress that the time left is judged by
 def run_new(request: HttpRequest, slug: str) -> HttpResponse:
     project = get_object_or_404(Project.objects.managed_by(request.user), slug=slug)
     like = _run_like(request, project)
-    method = request.GET.get("method") or (like.method if like else _likely_method(project))
+    dataset = project.datasets.filter(pk=_number(request, "dataset")).first()
+    method = request.GET.get("method") or (like.method if like else _likely_method(project, dataset))
     if method not in METHODS:
         method = Run.Method.REWARD_MODEL
     form = RunForm(
@@ -57,15 +64,18 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponse:
         "like": like,
         "method": Run.Method(method),
         "methods": METHODS,
-        "has_datasets": project.datasets.exists(),
+        "has_datasets": datasets_to_learn_from(project).exists(),
+        "unfit": dataset if dataset and not can_be_learnt_from(dataset) else None,
         "has_policies": trained_policies(project).exists(),
     }
     return render(request, "training/run_new.html", context, status=422 if form.errors else 200)
 
 
-def _likely_method(project: Project) -> str:
-    """A reward model first; a policy once one is there."""
-    return Run.Method.DPO if reward_models(project).exists() else Run.Method.REWARD_MODEL
+def _likely_method(project: Project, dataset: PreferenceDataset | None) -> str:
+    """A reward model first; a policy once one has learnt from this dataset, or from the newest."""
+    dataset = dataset or datasets_to_learn_from(project).first()
+    has_learnt = reward_models(project).filter(run__dataset=dataset).exists()
+    return Run.Method.DPO if has_learnt else Run.Method.REWARD_MODEL
 
 
 def _run_like(request: HttpRequest, project: Project) -> Run | None:
@@ -108,7 +118,7 @@ def run(request: HttpRequest, run_id: int) -> HttpResponse:
 def _run_of(request: HttpRequest, run_id: int) -> Run:
     return get_object_or_404(
         Run.objects.managed_by(request.user).select_related(
-            "project", "dataset", "policy", "reward_model__run", "round", "created_by",
+            "project", "dataset", "policy", "reward_model__run__dataset", "round", "created_by",
             "artifact__policy", "next_round",
         ),
         pk=run_id,

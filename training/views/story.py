@@ -12,6 +12,7 @@ from django.urls import reverse
 
 from labeling.models import Assignment, Policy, PreferenceDataset, Project, Round
 from training.charts import Chart, Interval, Spot, interval_chart, scatter_chart
+from training.ingredients import can_be_learnt_from
 from training.models import Artifact, GateDecision, Run
 from training.views.evaluations import policy_figures
 
@@ -239,7 +240,14 @@ def _learn(story: Story) -> Action | None:
             f"Round {turn.round.number if turn.round else 0} is judged and closed.",
             reverse("dataset_new", args=[slug]),
         )
-    step = turn.datasets[-1]
+    fit = [step for step in turn.datasets if can_be_learnt_from(step.dataset)]
+    if not fit:
+        return Action(
+            "Open a comparison round",
+            f"{turn.datasets[-1].dataset} holds ratings, and training needs comparisons or rankings.",
+            f"{reverse('round_new', args=[slug])}?kind=comparison",
+        )
+    step = fit[-1]
     complete = [run for run in step.runs if run.state == State.COMPLETE]
     new_run = reverse("run_new", args=[slug])
     if not any(run.method == Run.Method.REWARD_MODEL for run in complete):
