@@ -31,7 +31,7 @@ PACE_LINES = 30  # lines of progress that the time left is judged by
 def run_new(request: HttpRequest, slug: str) -> HttpResponse:
     project = get_object_or_404(Project.objects.managed_by(request.user), slug=slug)
     like = _run_like(request, project)
-    dataset = project.datasets.filter(pk=_number(request, "dataset")).first()
+    dataset = project.datasets.filter(pk=_number(request, "dataset") or 0).first()
     method = request.GET.get("method") or (like.method if like else _likely_method(project, dataset))
     if method not in METHODS:
         method = Run.Method.REWARD_MODEL
