@@ -21,7 +21,8 @@ from labeling.models import Assignment, Completion, Policy, Protocol, Round, Ski
 
 LOOKED_AT = 2_000  # labels
 TASKS_AT_ONCE = 500
-STRENGTHS = {4: "far better", 3: "clearly better", 2: "somewhat better", 1: "slightly better"}
+HOW_MUCH = {4: "far", 3: "clearly", 2: "somewhat", 1: "slightly"}
+STRENGTHS = {strength: f"{word} better" for strength, word in HOW_MUCH.items()}
 PLAIN = "better"
 
 # A completion that says who wrote it spoils blind judging. Words that ordinary text seldom has.
@@ -54,6 +55,7 @@ class Answer:
     name: str
     count: int
     side: str
+    word: str = ""  # under its bar, where the name is too long
 
 
 @dataclass(frozen=True)
@@ -220,13 +222,14 @@ def _sides(given: Iterable[_Given], options: dict[str, Any]) -> list[Answer]:
         else:
             counts[outcome, 0] += 1
     strengths = range(1, options["strengths"] + 1)
-    name = STRENGTHS if options["strengths"] == len(STRENGTHS) else {s: f"step {s}" for s in strengths}
+    word = HOW_MUCH if options["strengths"] == len(HOW_MUCH) else {s: f"step {s}" for s in strengths}
+    name = STRENGTHS if word is HOW_MUCH else word
     if options["strengths"] == 1:
-        name = {1: PLAIN}
-    answers = [Answer(f"left {name[s]}", counts["left", s], "left") for s in reversed(strengths)]
+        name = word = {1: PLAIN}
+    answers = [Answer(f"left {name[s]}", counts["left", s], "left", word[s]) for s in reversed(strengths)]
     if options.get("tie"):
         answers.append(Answer("tie", counts["tie", 0], "neither"))
-    answers += [Answer(f"right {name[s]}", counts["right", s], "right") for s in strengths]
+    answers += [Answer(f"right {name[s]}", counts["right", s], "right", word[s]) for s in strengths]
     if options.get("both_bad"):
         answers.append(Answer("both bad", counts["both_bad", 0], "bad"))
     return answers
