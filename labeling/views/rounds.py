@@ -15,10 +15,13 @@ from django_htmx.middleware import HtmxDetails
 
 from labeling import rounds
 from labeling.forms.rounds import RoundForm, available_prompts
+from labeling.gate_report import GateReport, gate_of, verdict
 from labeling.models import Project, Protocol, Round, RoundNotReady, Task
 from labeling.protocols import version_of
+from labeling.remaining import remaining
 from labeling.round_report import IdentityFlag, RoundReport, identity_flags, report_of
 from labeling.views.bars import chart_of
+from labeling.views.intervals import interval_of
 
 REPORT_SECONDS = 30  # how old a report may be when no label was added
 FLAGS_SECONDS = 3_600  # the texts of a round never change
@@ -92,9 +95,19 @@ def round(request: ManagerRequest, pk: int) -> HttpResponse:
 @require_POST
 def round_close(request: ManagerRequest, pk: int) -> HttpResponse:
     found = _round_of(request, pk)
+    was_open = found.state == Round.State.OPEN
     rounds.close_round(found)
-    messages.success(request, f"{found} is closed. Its labels can be frozen into a dataset now.")
+    # Read again: what its closing decided about a policy is stored by now.
+    messages.success(request, _closed_message(_round_of(request, pk), was_open=was_open))
     return redirect("round", pk)
+
+
+def _closed_message(found: Round, *, was_open: bool) -> str:
+    if not found.wanted:
+        return f"{found} is given up: it had no tasks yet."
+    message = f"{found} is closed. Its labels can be frozen into a dataset now."
+    gate = gate_of(found) if was_open else None
+    return f"{message} {verdict(found, gate)}" if gate else message
 
 
 @login_required
@@ -112,7 +125,7 @@ def round_reopen(request: ManagerRequest, pk: int) -> HttpResponse:
 def _round_of(request: ManagerRequest, pk: int) -> Round:
     return get_object_or_404(
         Round.objects.managed_by(request.user).select_related(
-            "project", "protocol", "old_policy", "new_policy"
+            "project__current_policy", "protocol", "old_policy", "new_policy"
         ),
         pk=pk,
     )
@@ -129,9 +142,31 @@ def _live_context(found: Round) -> dict[str, Any]:
         "report": report,
         "raters": sorted(raters, key=lambda entry: -entry[1]),
         "charts": [chart_of(question) for question in report.questions] if report.looked_at else [],
-        "is_full": found.state == Round.State.OPEN and 0 < found.wanted <= progress.done,
+        "left": remaining(found, done=progress.done) if found.state == Round.State.OPEN else None,
         "is_live": found.state != Round.State.CLOSED,
+        **_gate_context(found, done=progress.done),
     }
+
+
+def _gate_context(found: Round, *, done: int) -> dict[str, Any]:
+    gate = _gate(found, done=done)
+    if gate is None:
+        return {}
+    return {
+        "gate": gate,
+        "verdict": verdict(found, gate) if found.state == Round.State.CLOSED else "",
+        "interval": interval_of(gate.win) if gate.win else None,
+    }
+
+
+def _gate(found: Round, *, done: int) -> GateReport | None:
+    """The report for this many labels, kept for a while as the report of the round is."""
+    key = f"round-gate-{found.pk}-{found.state}-{done}"
+    gate: GateReport | None = cache.get(key)
+    if gate is None:
+        gate = gate_of(found)
+        cache.set(key, gate, REPORT_SECONDS)
+    return gate
 
 
 def _report(found: Round, *, done: int) -> RoundReport:
@@ -154,7 +189,7 @@ def _page_context(found: Round) -> dict[str, Any]:
             for purpose, label in (
                 (Task.Purpose.TRAIN, "to train on"),
                 (Task.Purpose.TEST, "held out"),
-                (Task.Purpose.GATE, "gate: new against old policy"),
+                (Task.Purpose.GATE, "for the gate"),
             )
             if purpose in purposes
         ],

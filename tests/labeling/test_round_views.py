@@ -1,6 +1,8 @@
 """The manager's pages of a round, over HTTP."""
 
 import doctest
+import re
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -8,10 +10,11 @@ from django.contrib.auth.models import User
 from django.core.cache import cache
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
-from labeling.models import Assignment, Policy, Project, Protocol, Round, Skip
+from labeling.models import Assignment, Policy, Project, Protocol, Round, Skip, Task
 from labeling.templatetags import judging_figures
-from labeling.views import bars
+from labeling.views import bars, intervals
 from tests import factories
 from tests.labeling import judged
 
@@ -37,6 +40,7 @@ def round(project: Project, ann: User, bo: User) -> Round:
 
 def test_the_examples_of_the_bars_and_figures_hold() -> None:
     assert doctest.testmod(bars).failed == 0
+    assert doctest.testmod(intervals).failed == 0
     assert doctest.testmod(judging_figures).failed == 0
 
 
@@ -188,6 +192,176 @@ def test_the_page_shows_rounds_of_every_kind(
     }
     assert expected[kind] in page
     assert "<svg" in page
+
+
+def test_each_bar_carries_its_word(manager: Client, round: Round) -> None:
+    page = manager.get(address("round", round)).content.decode()
+    words = re.findall(r'<text class="word" y="16">([^<]+)</text>', page)
+    assert words == [
+        *("far", "clearly", "somewhat", "slightly", "tie"),
+        *("slightly", "somewhat", "clearly", "far", "both bad"),
+    ]
+    assert 'role="group"' not in page
+
+
+def test_each_score_stands_under_its_bar(manager: Client, project: Project, ann: User) -> None:
+    rated = judged.make_round(project, "rating", state=Round.State.OPEN, wanted=2)
+    policy = factories.make_policy(project)
+    judged.say(
+        judged.make_task(rated, judged.make_prompt(project, "Hi."), ["x"], [policy]),
+        ann,
+        {"scores": {"overall": 4}},
+    )
+    page = manager.get(address("round", rated)).content.decode()
+    assert re.findall(r'<text class="word" y="16">([^<]+)</text>', page) == ["1", "2", "3", "4", "5"]
+
+
+# What is left of it
+
+
+def take(round: Round, rater: User, *, minutes: int) -> None:
+    """Put a new task of the round on the rater's screen, for so long."""
+    policy = Policy.objects.filter(project=round.project).first() or factories.make_policy(round.project)
+    task = judged.make_task(round, judged.make_prompt(round.project, "One more."), ["x", "y"], [policy] * 2)
+    Assignment.objects.create(
+        round=round,
+        task=task,
+        slot=0,
+        position=99,
+        state=Assignment.State.LEASED,
+        rater=rater,
+        leased_until=timezone.now() + timedelta(minutes=minutes),
+    )
+
+
+CLOSE = '<button type="submit">Close the round</button>'
+
+
+def test_the_last_task_on_a_screen_is_named_and_the_round_can_be_closed(
+    manager: Client, round: Round, ann: User
+) -> None:
+    Round.objects.filter(pk=round.pk).update(wanted=13)
+    assert CLOSE not in manager.get(address("round", round), headers=HTMX).content.decode()
+    take(round, ann, minutes=20)
+    page = manager.get(address("round", round), headers=HTMX).content.decode()
+    assert "12 of 13 labels are in" in page
+    assert re.search(r"1 is on somebody’s screen \(ann, until \d\d:\d\d\)", page)
+    assert CLOSE in page
+
+
+def test_a_task_whose_time_ran_out_is_said_to_be_free(manager: Client, round: Round, ann: User) -> None:
+    take(round, ann, minutes=-5)
+    page = manager.get(address("round", round), headers=HTMX).content.decode()
+    assert "whoever asks next gets it" in page
+
+
+def test_a_round_with_open_tasks_keeps_the_button_folded_away(manager: Client, round: Round) -> None:
+    assert CLOSE not in manager.get(address("round", round), headers=HTMX).content.decode()
+
+
+def test_too_few_raters_for_the_overlap_are_said(manager: Client, project: Project, ann: User) -> None:
+    short = judged.compared_round(project, [ann], [[1], [2], [1]], state=Round.State.OPEN, wanted=6)
+    Round.objects.filter(pk=short.pk).update(plan={"overlap": 2, "test_overlap": 2})
+    page = manager.get(address("round", short), headers=HTMX).content.decode()
+    assert "A second rater is needed: 3 tasks want 2 different raters, the project has 1." in page
+    assert "nobody can add another" in page
+    assert CLOSE in page
+    factories.make_user("cy", project)
+    assert "is needed" not in manager.get(address("round", short), headers=HTMX).content.decode()
+
+
+def test_a_short_round_that_goes_on_is_not_offered_to_close(
+    manager: Client, project: Project, ann: User
+) -> None:
+    short = judged.compared_round(project, [ann], [[1], [2], []], state=Round.State.OPEN, wanted=7)
+    Round.objects.filter(pk=short.pk).update(plan={"overlap": 2, "test_overlap": 3})
+    page = manager.get(address("round", short), headers=HTMX).content.decode()
+    assert "3 tasks want up to 3 different raters" in page
+    assert CLOSE not in page
+
+
+# The gate
+
+
+@pytest.fixture
+def gate(project: Project, ann: User) -> Round:
+    """An open round with ten gate tasks; ann preferred the new policy in all but the last two."""
+    old = factories.make_policy(project, "old one")
+    new = factories.make_policy(project, "new one", Policy.State.CANDIDATE)
+    project.current_policy = old
+    project.save(update_fields=["current_policy"])
+    round = judged.make_round(project, state=Round.State.OPEN, wanted=10, old_policy=old, new_policy=new)
+    for number in range(10):
+        prompt = judged.make_prompt(project, f"{number}", "test")
+        task = judged.make_task(round, prompt, [f"a {number}", f"b {number}"], [new, old], Task.Purpose.GATE)
+        if number < 8:
+            judged.vote(task, ann, 2)
+    return round
+
+
+def test_an_open_gate_tells_how_many_judgements_are_in_and_not_what_they_say(
+    manager: Client, gate: Round, ann: User
+) -> None:
+    take(gate, ann, minutes=10)  # of a task to train on: no part of the gate
+    page = manager.get(address("round", gate), headers=HTMX).content.decode()
+    assert "New against old policy" in page
+    assert "8 of 8 gate judgements are in" in page
+    assert "stays hidden until then" in page
+    assert "win rate" not in page
+
+
+def test_a_closed_gate_shows_win_rate_interval_and_what_became_of_the_policy(
+    manager: Client, gate: Round, project: Project
+) -> None:
+    message = manager.post(address("round_close", gate), follow=True).content.decode()
+    assert "<b>100 %</b><span>win rate of the new policy</span>" in message
+    assert "<b>8</b><span>judgements, a tie counts half</span>" in message
+    assert re.search(r"95 % interval: \d\d % to 100 %", message)
+    assert gate.new_policy is not None
+    assert f'href="{gate.new_policy.get_absolute_url()}"' in message
+
+
+@pytest.mark.django_db(transaction=True)  # what decides about a policy listens for the commit
+def test_closing_a_round_with_a_gate_says_who_won(manager: Client, gate: Round, project: Project) -> None:
+    response = manager.post(address("round_close", gate), follow=True)
+    said = [str(message) for message in response.context["messages"]]
+    assert said == [
+        "Round 1 is closed. Its labels can be frozen into a dataset now. "
+        "new one is promoted: it is the current policy now."
+    ]
+
+
+def test_a_gate_that_nobody_won_says_that_the_policy_waits(manager: Client, gate: Round, bo: User) -> None:
+    for task in gate.tasks.all():
+        judged.vote(task, bo, -2)
+    page = manager.post(address("round_close", gate), follow=True).content.decode()
+    assert "new one is not promoted: the interval of its win rate does not lie wholly above 50 %" in page
+
+
+def test_a_promoted_policy_is_named_as_the_current_one(
+    manager: Client, gate: Round, project: Project
+) -> None:
+    manager.post(address("round_close", gate))
+    project.current_policy = gate.new_policy
+    project.save(update_fields=["current_policy"])
+    page = manager.get(address("round", gate)).content.decode()
+    assert "new one is promoted: it is the current policy now." in page
+
+
+def test_a_gate_without_a_judgement_says_so(manager: Client, project: Project, ann: User) -> None:
+    policies = [factories.make_policy(project, name) for name in ("old one", "new one")]
+    Policy.objects.filter(name="new one").update(state=Policy.State.CANDIDATE)
+    round = judged.make_round(
+        project, state=Round.State.OPEN, wanted=1, old_policy=policies[0], new_policy=policies[1]
+    )
+    take(round, ann, minutes=5)
+    round.tasks.update(purpose=Task.Purpose.GATE)
+    page = manager.post(address("round_close", round), follow=True).content.decode()
+    assert "Nobody compared it with old one, so new one is not promoted." in page
+
+
+def test_a_round_without_a_new_policy_shows_no_gate(manager: Client, round: Round) -> None:
+    assert "New against old policy" not in manager.get(address("round", round)).content.decode()
 
 
 def test_closing_ends_judging_and_says_so(manager: Client, round: Round) -> None:
