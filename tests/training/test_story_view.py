@@ -1,5 +1,6 @@
 """The story of a project on one page: its turns, its figures, and the next sensible step."""
 
+import re
 from typing import Any
 
 import pytest
@@ -216,11 +217,31 @@ def test_an_imported_dataset_stands_before_the_first_round(project: Project) -> 
 def test_the_page_tells_the_whole_turn(manager: Client, project: Project, frozen: PreferenceDataset) -> None:
     policy = add_policy(add_run(frozen, Run.Method.DPO), "dpo-1")
     page = page_of(manager, project)
-    for said in ("Round 1", "4 of 4 labels", "first", "dpo-1", "Candidate", "starter", "Promoted"):
+    for said in ("Round 1", "4 of 4 labels", "first", "dpo-1", "Candidate", "starter", "Current"):
         assert said in page, said
     round, run = frozen.rounds.get(), Run.objects.get()
     for address in (x.get_absolute_url() for x in (frozen, policy, round, run)):
         assert f'href="{address}"' in page
+
+
+def test_one_policy_is_the_current_one_and_those_before_it_are_former_ones(
+    manager: Client, project: Project, frozen: PreferenceDataset
+) -> None:
+    policy = add_policy(add_run(frozen, Run.Method.DPO), "dpo-1")
+    policy.state = Policy.State.PROMOTED
+    policy.save()
+    former = project.current_policy
+    assert former is not None
+    project.current_policy = policy
+    project.save()
+    assert badges_of(page_of(manager, project)).count("Current") == 1
+    for one, word in ((policy, "Current"), (former, "Former")):
+        page = manager.get(one.get_absolute_url()).content.decode()
+        assert badges_of(page) == [word]
+
+
+def badges_of(page: str) -> list[str]:
+    return re.findall(r'<span class="badge[^>]*>([^<]+)</span>', page)
 
 
 def test_the_gate_says_why_the_candidate_is_not_promoted(
