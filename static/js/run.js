@@ -195,6 +195,12 @@
   };
 
   let seq = 0;
+  const OVER = ["complete", "refused", "failed", "cancelled"];
+  /* Nothing is promised where no figures come any more, or never: of sampling. */
+  const showProgress = (now) => {
+    page.hidden = seq === 0 && (OVER.includes(now) || page.dataset.method === "sample");
+    document.getElementById("run-no-values").hidden = seq > 0;
+  };
   let state = page.dataset.state;
   const take = (update) => {
     update.metrics.forEach((line) => {
@@ -207,7 +213,7 @@
     });
     live.forEach((chart) => chart.draw());
     showLast(update.metrics);
-    document.getElementById("run-no-values").hidden = seq > 0;
+    showProgress(update.state);
     if (update.state !== state) {
       state = update.state;
       refresh();

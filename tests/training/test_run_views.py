@@ -11,7 +11,8 @@ from django.utils import timezone
 
 from labeling.models import PreferenceDataset, Project
 from tests import factories
-from tests.training.stage import make_dataset, make_run, make_starter
+from tests.training.stage import make_dataset, make_run, make_sampled_round, make_starter
+from training import runs
 from training.models import Artifact, Metric, Run, Worker
 
 State = Run.State
@@ -306,6 +307,50 @@ def test_a_failed_run_tells_its_reason_and_its_last_words_as_text(manager: Clien
     page = manager.get(run.get_absolute_url()).content.decode()
     assert "The disk is full." in page
     assert "&lt;script&gt;alert(1)" in page and "<script>alert(1)" not in page
+
+
+@pytest.mark.parametrize(
+    ("state", "shown"),
+    [(s, s in (State.FAILED, State.REFUSED)) for s in State.values],
+)
+def test_the_log_is_shown_only_where_something_went_wrong(
+    state: str, shown: bool, manager: Client, run: Run
+) -> None:
+    put_in(run, state, stderr_tail="DeprecationWarning: soon")
+    assert ("DeprecationWarning" in manager.get(run.get_absolute_url()).content.decode()) == shown
+
+
+@pytest.mark.parametrize(
+    ("state", "promised"),
+    [(State.CHECKING, True), (State.RUNNING, True), (State.REFUSED, False), (State.COMPLETE, False)],
+)
+def test_curves_are_promised_only_while_some_may_come(
+    state: str, promised: bool, manager: Client, run: Run
+) -> None:
+    page = manager.get(put_in(run, state).get_absolute_url()).content.decode()
+    assert ('data-method="dpo">' in page) == promised
+    assert ('data-method="dpo" hidden>' in page) != promised
+
+
+def test_a_sampling_run_tells_what_it_wrote_and_leads_to_its_round(manager: Client, project: Project) -> None:
+    round = make_sampled_round(project)
+    run = put_in(
+        runs.queue_sampling(round),
+        State.COMPLETE,
+        message="16 completions for 8 tasks; Round 1 is open.",
+        started_at=timezone.now() - timedelta(seconds=30),
+        ended_at=timezone.now(),
+    )
+    page = manager.get(run.get_absolute_url()).content.decode()
+    assert f'8 tasks; Round 1 is open. <a href="{round.get_absolute_url()}">See Round 1</a>' in page
+    assert 'data-method="sample" hidden>' in page
+
+
+def test_a_run_names_the_policy_it_made(manager: Client, run: Run, project: Project) -> None:
+    policy = factories.make_policy(project, "policy 2 (DPO, run 3)")
+    Artifact.objects.create(run=run, kind="policy", folder="/x", policy=policy)
+    page = manager.get(put_in(run, State.COMPLETE).get_absolute_url()).content.decode()
+    assert f'It made <a href="{policy.get_absolute_url()}">policy 2 (DPO, run 3)</a>.' in page
 
 
 def test_the_last_value_of_each_metric_is_there_without_javascript(manager: Client, run: Run) -> None:

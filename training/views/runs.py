@@ -23,6 +23,7 @@ from training.models import Artifact, Run
 from training.views import evaluations
 
 METHODS = (Run.Method.REWARD_MODEL, Run.Method.DPO)
+OVER = (Run.State.COMPLETE, Run.State.REFUSED, Run.State.FAILED, Run.State.CANCELLED)
 PACE_LINES = 30  # lines of progress that the time left is judged by
 
 
@@ -108,6 +109,7 @@ def run(request: HttpRequest, run_id: int) -> HttpResponse:
             **_state_context(found),
             "project": found.project,
             "last_values": _last_values(found),
+            "expects_values": found.method != Run.Method.SAMPLE and found.state not in OVER,
             "workers": runs.workers_alive(),
             "lineage": _lineage(found),
             "settings_shown": _settings_shown(found),
