@@ -1,5 +1,6 @@
 """What a manager may choose for a run, and the reason for an override of the gate."""
 
+import re
 from typing import Any
 
 from django import forms
@@ -19,6 +20,7 @@ FOLDED = (
     "max_length", "gradient_accumulation", "max_steps", "warmup_ratio", "schedule", "weight_decay",
     "max_grad_norm", "log_every", "save_every", "bf16", "gradient_checkpointing",
 )  # fmt: skip
+SETTING = re.compile(r"(?:(?:tuning|training|sampling)\.)?\b([a-z_]+)")  # as a ConfigError names it
 OF_DPO = ("beta", "sft_weight", "use_margin")
 
 
@@ -137,6 +139,10 @@ class RunForm(forms.Form):
     def folded(self) -> list[forms.BoundField]:
         return self.section((*FOLDED[:-2], "sft_weight", *TUNING[1:], *SAMPLING, "use_margin", *FOLDED[-2:]))
 
+    def wrong(self) -> list[forms.BoundField]:
+        """Fields that something is said beside, in the order of the page."""
+        return [field for field in (*self.choices(), *self.settings(), *self.folded()) if field.errors]
+
     def folded_has_errors(self) -> bool:
         return any(field.errors for field in self.folded())
 
@@ -151,8 +157,17 @@ class RunForm(forms.Form):
                 self.config = self._config(values)
                 RunConfig.from_json({**self.config, "method": self.method, "model": "to be filled in"})
             except ConfigError as error:
-                self.add_error(None, str(error))
+                self._refuse(str(error))
         return values
+
+    def _refuse(self, why: str) -> None:
+        """Say it beside the fields that it begins with, and in the words of the page."""
+        named = [name for name in re.findall(r"\w+", why.partition(":")[0]) if name in self.fields]
+        said = SETTING.sub(
+            lambda found: str(self[found[1]].label) if found[1] in self.fields else found[0], why
+        )
+        for name in named or [None]:
+            self.add_error(name, said)
 
     def _config(self, values: dict[str, Any]) -> dict[str, Any]:
         training = {name: values[name] for name in (*FIRST, *FOLDED, *OF_DPO) if name in values}

@@ -199,7 +199,7 @@ def test_an_odd_link_to_the_form_shows_the_plain_form(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"learning_rate": 5}, "learning_rate is 5.0: above 0, below 1"),
+        ({"learning_rate": 5}, "Learning rate is 5.0: above 0, below 1"),
         ({"learning_rate": ""}, "This field is required."),
         ({"dataset": 999}, "Select a valid choice"),
         ({"epochs": "many"}, "Enter a number."),
@@ -215,6 +215,34 @@ def test_a_setting_that_cannot_be_is_refused_where_it_stands(
     assert answer.status_code == 422
     assert said in answer.content.decode()
     assert not Run.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "marked", "said"),
+    [
+        ({"epochs": 0}, ["epochs"], "Epochs is 0.0: above 0, at most 1000"),
+        ({"lora_rank": 0}, ["lora_rank"], "LoRA rank is 0: from 1 to 1024"),
+        ({"max_new_tokens": 0}, ["max_new_tokens"], "Longest completion in evaluation: from 1 to 100,000"),
+        (
+            {"save_every": 0},
+            ["log_every", "save_every"],
+            "Steps between reports and Steps between checkpoints: at least 1 step",
+        ),
+    ],
+)
+def test_what_the_recipe_refuses_stands_beside_its_field_in_the_words_of_the_page(
+    changes: dict[str, Any], marked: list[str], said: str, manager: Client, project: Project, ann: User
+) -> None:
+    make_starter(project)
+    make_dataset(project, ann)
+    address = f"{reverse('run_new', args=[project.slug])}?method=dpo"
+    answer = manager.post(address, settings_of(manager.get(address), **changes))
+    form, page = answer.context["form"], answer.content.decode()
+    assert form.errors == {name: [said] for name in marked}
+    assert page.count('aria-invalid="true"') == len(marked)
+    for name in marked:
+        assert f'<a href="#id_{name}">{form[name].label}</a>' in page
+    assert ("<details open>" in page) == any(field.name in marked for field in form.folded())
 
 
 def test_a_dataset_of_another_project_cannot_be_chosen(manager: Client, project: Project, ann: User) -> None:
