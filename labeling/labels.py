@@ -46,7 +46,7 @@ LONGEST_SECONDS = 86_400.0
 
 
 class AlreadyLabelled(Exception):
-    """The rater has a label on this task already, from another tab or another showing of the form."""
+    """The rater has a label on this task already; the message is for them."""
 
 
 class NothingToUndo(Exception):
@@ -75,7 +75,8 @@ class _NotHeld(Exception):
 def save_label(
     *, assignment: Assignment, rater: AbstractBaseUser, value: object, key: uuid.UUID, seconds: float
 ) -> Label:
-    """Store what a rater said. Sent again with the same key, it changes nothing and returns the same label.
+    """Store what a rater said. Sent again with the same key and value, it changes nothing and returns the
+    same label; with another value it is refused, and nobody takes it for saved.
 
     `assignment` is the one that was on the screen; whether it is still the rater's is asked here.
     Raise InvalidLabel, RoundClosed, LeaseLost or AlreadyLabelled; nothing is stored then.
@@ -187,6 +188,8 @@ def _saved_before(answer: Answer) -> Label | None:
         return None
     if label.rater_id != answer.rater.pk or label.assignment.task_id != answer.asked.task_id:
         raise InvalidLabel("This form was sent before, for another task. Load the page again.")
+    if label.value != validate(answer.value, answer.protocol, label.shown):
+        raise AlreadyLabelled("Your first answer to that task had arrived, and stands. Undo it to change it.")
     return label
 
 
@@ -197,7 +200,7 @@ def _slot_for_late_label(answer: Answer) -> Assignment:
         raise RoundClosed
     own = Assignment.objects.select_for_update().filter(task=asked.task_id, rater=rater_id).first()
     if own is not None and own.state == State.DONE:
-        raise AlreadyLabelled
+        raise AlreadyLabelled("You answered that task before, perhaps in another tab; that answer stands.")
     if own is not None and own.pk == asked.pk:
         return own  # they got it back meanwhile
     return _slot_as_it_was_shown(answer, own)

@@ -34,7 +34,11 @@ _TAGS = {
 _ADDRESS = re.compile(r"(?:https?://|mailto:)", re.IGNORECASE)
 _CODE_CLASSES = {name for name in STANDARD_TYPES.values() if name}
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufeff]")
+# Among them what turns text around unseen (Trojan Source, CVE-2021-42574), and invisible tags.
+_CONTROL = re.compile(
+    "\U0001f3f4[\U000e0020-\U000e007e]+\U000e007f|"  # a flag is spelt with tags
+    r"[\x00-\x08\x0b-\x1f\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff\U000e0000-\U000e007f]"
+)
 # A line that markdown cannot read as anything but words.
 _PLAIN_LINE = r"(?!\d{1,9}[.)]|_)[\w\"'(“‘«¿¡—–][^\\`*_\[\]<>&#|~\n]*(?<!\s)"
 _PLAIN = re.compile(rf"{_PLAIN_LINE}(?:\n{{1,2}}{_PLAIN_LINE})*\n*")
@@ -65,6 +69,8 @@ def _with_visible_controls(text: str) -> str:
 
 
 def _picture(found: re.Match[str]) -> str:
+    if len(found[0]) > 1:
+        return found[0]
     code = ord(found[0])
     if code < 0x20:
         return chr(0x2400 + code)
@@ -99,7 +105,9 @@ def _markdown() -> MarkdownIt:
         },
     )
     # A link's definition elsewhere in the text would be invisible: it stays as it was written.
-    return parser.enable(["table", "strikethrough"]).disable(["image", "reference"])
+    parser.enable(["table", "strikethrough"]).disable(["image", "reference"])
+    parser.validateLink = lambda url: bool(_ADDRESS.match(url))  # type: ignore[method-assign]
+    return parser
 
 
 def _highlighted(code: str, language: str, _attributes: str) -> str:
@@ -121,7 +129,7 @@ def _sanitised(html: str) -> str:
         attribute_filter=_no_address_of_ours,
         allowed_classes={"span": _CODE_CLASSES},
         url_schemes={"http", "https", "mailto"},
-        set_tag_attribute_values={"a": {"target": "_blank"}},
+        set_tag_attribute_values={"a": {"target": "_blank"}, "pre": {"tabindex": "0"}},  # it may scroll
         link_rel="noopener noreferrer nofollow",
         strip_comments=True,
     )

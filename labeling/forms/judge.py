@@ -1,14 +1,15 @@
 """What a rater sends: a label of one of the three kinds, or the reason for a skip.
 
 A form turns fields into a label's value; whether the value fits the protocol is for labeling.labels to say.
-Completions are named by id, never by their place on the screen.
+Completions go by their blind names, never by their place on the screen.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from django import forms
 
+from labeling.blinding import by_blind_name
 from labeling.models import Protocol
 
 RANK = "rank-"
@@ -24,6 +25,14 @@ class LabelForm(forms.Form):
         error_messages={"required": "Load the page again.", "invalid": "Load the page again."}
     )
     seconds = forms.CharField(required=False)
+
+    def __init__(self, protocol: Protocol, completion_ids: Collection[int], data: Mapping[str, Any]) -> None:
+        super().__init__(data)
+        self.completions = by_blind_name(completion_ids)
+        self.ask_for(protocol, data)
+
+    def ask_for(self, protocol: Protocol, data: Mapping[str, Any]) -> None:
+        """Add the fields that depend on the protocol or the task."""
 
     @property
     def value(self) -> dict[str, Any]:
@@ -50,8 +59,7 @@ class LabelForm(forms.Form):
 class RatingForm(LabelForm):
     """`score-KEY` for each criterion of the protocol."""
 
-    def __init__(self, protocol: Protocol, data: Mapping[str, Any]) -> None:
-        super().__init__(data)
+    def ask_for(self, protocol: Protocol, data: Mapping[str, Any]) -> None:
         for criterion in protocol.options["criteria"]:
             wrong = {"invalid": f"The score for “{criterion['name']}” must be a whole number."}
             self.fields[SCORE + criterion["key"]] = forms.IntegerField(required=False, error_messages=wrong)
@@ -62,31 +70,28 @@ class RatingForm(LabelForm):
 
 
 class ComparisonForm(LabelForm):
-    """`choice`: tie, both_bad, or ID:STRENGTH of the completion that is better."""
+    """`choice`: tie, both_bad, or NAME:STRENGTH of the completion that is better."""
 
     _ask = "Choose one of the answers."
     choice = forms.RegexField(
-        r"\A(?:tie|both_bad|\d{1,18}:\d{1,2})\Z", error_messages={"required": _ask, "invalid": _ask}
+        r"\A(?:tie|both_bad|[0-9a-f]{16}:\d{1,2})\Z", error_messages={"required": _ask, "invalid": _ask}
     )
-
-    def __init__(self, _protocol: Protocol, data: Mapping[str, Any]) -> None:
-        super().__init__(data)
 
     @property
     def value(self) -> dict[str, Any]:
         outcome, _, strength = self.cleaned_data.get("choice", "").partition(":")
         if not strength:
             return {"outcome": outcome}
-        return {"outcome": "preferred", "preferred": int(outcome), "strength": int(strength)}
+        preferred = self.completions.get(outcome)
+        return {"outcome": "preferred", "preferred": preferred, "strength": int(strength)}
 
 
 class RankingForm(LabelForm):
-    """`rank-ID` for each completion: 1 is best, equal numbers are a tie, an empty field is not ranked."""
+    """`rank-NAME` for each completion: 1 is best, equal numbers are a tie, an empty field is not ranked."""
 
     _wrong = "A rank is a whole number from 1, where 1 is best."
 
-    def __init__(self, _protocol: Protocol, data: Mapping[str, Any]) -> None:
-        super().__init__(data)
+    def ask_for(self, protocol: Protocol, data: Mapping[str, Any]) -> None:
         for name in data:
             if name.startswith(RANK):
                 self.fields[name] = forms.IntegerField(
@@ -95,7 +100,8 @@ class RankingForm(LabelForm):
 
     @property
     def value(self) -> dict[str, Any]:
-        return {"ranks": self._numbers(RANK)}
+        ranks = self._numbers(RANK)
+        return {"ranks": {str(self.completions.get(name, name)): rank for name, rank in ranks.items()}}
 
 
 FORMS: dict[str, type[RatingForm | ComparisonForm | RankingForm]] = {

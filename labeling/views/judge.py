@@ -4,6 +4,8 @@ With htmx the answer is the fragment `#task` alone; without JavaScript the same 
 answer comes back filled in, with status 422 when it cannot be a label and 409 when the task or round is gone.
 """
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from django.contrib import messages
@@ -24,10 +26,26 @@ from labeling.rendering import render_guidelines
 from labeling.rounds import rater_progress
 from labeling.views.screens import screen_of
 
+SOMEBODY_ELSE = (
+    "Somebody else has signed in in this browser. Sign in as yourself in another tab, then try again."
+)
+
 
 class RaterRequest(HttpRequest):
     user: User
     htmx: HtmxDetails
+
+
+def raters_action(view: Callable[[RaterRequest, int], HttpResponse]) -> Any:
+    """What a rater's page sends. It says whose it is: in another tab somebody else may have signed in."""
+
+    @wraps(view)
+    def checked(request: RaterRequest, pk: int) -> HttpResponse:
+        if request.headers.get("X-Page-Of", str(request.user.pk)) != str(request.user.pk):
+            return HttpResponse(SOMEBODY_ELSE, status=403, content_type="text/plain; charset=utf-8")
+        return view(request, pk)
+
+    return login_required(require_POST(checked))
 
 
 @never_cache
@@ -44,12 +62,11 @@ def judge(request: RaterRequest, pk: int) -> HttpResponse:
     return _show(request, round, assignment, answer=answer)
 
 
-@login_required
-@require_POST
+@raters_action
 def save_label(request: RaterRequest, pk: int) -> HttpResponse:
     asked = _assignment(request, pk)
     round = asked.round
-    form = FORMS[round.protocol.kind](round.protocol, request.POST)
+    form = FORMS[round.protocol.kind](round.protocol, asked.shown, request.POST)
     if not form.is_valid():
         return _show_again(request, asked, problem=form.problem, given=form.value)
     seconds = form.cleaned_data["seconds"]
@@ -65,18 +82,14 @@ def save_label(request: RaterRequest, pk: int) -> HttpResponse:
         return _show_again(request, asked, problem=str(error), given=form.value)
     except RoundClosed:
         return _show_closed(request, round, problem="The round closed before this label came in.")
-    except assignments.LeaseLost as error:
+    except (assignments.LeaseLost, labels.AlreadyLabelled) as error:
         return _show_next(request, round, problem=str(error), status=409)
-    except labels.AlreadyLabelled:
-        twice = "You answered that task before, perhaps in another tab; that answer stands."
-        return _show_next(request, round, problem=twice, status=409)
     if not request.htmx:
         return redirect("judge", round.pk)
-    return _show(request, round, following)
+    return _show(request, round, following, done="Saved.")
 
 
-@login_required
-@require_POST
+@raters_action
 def skip(request: RaterRequest, pk: int) -> HttpResponse:
     asked = _assignment(request, pk)
     form = SkipForm(request.POST)
@@ -90,11 +103,10 @@ def skip(request: RaterRequest, pk: int) -> HttpResponse:
         return _show_next(request, asked.round, problem=str(error), status=409)
     if not request.htmx:
         return redirect("judge", asked.round_id)
-    return _show_next(request, asked.round)
+    return _show_next(request, asked.round, done="Skipped.")
 
 
-@login_required
-@require_POST
+@raters_action
 def undo(request: RaterRequest, pk: int) -> HttpResponse:
     """Take the rater's last label back and show its task as it was answered."""
     round = _round(request, pk)
@@ -111,8 +123,7 @@ def undo(request: RaterRequest, pk: int) -> HttpResponse:
     return _show(request, round, assignment, answer=label.value or {}, notice=notice)
 
 
-@login_required
-@require_POST
+@raters_action
 def renew(request: RaterRequest, pk: int) -> HttpResponse:
     """Keep the task while its page is open: 204, or 409 with a word that it is lost."""
     asked = _assignment(request, pk)
@@ -140,12 +151,14 @@ def _since_leased(assignment: Assignment) -> float:
     return (timezone.now() - assignment.leased_at).total_seconds() if assignment.leased_at else 0.0
 
 
-def _show_next(request: RaterRequest, round: Round, *, problem: str = "", status: int = 200) -> HttpResponse:
+def _show_next(
+    request: RaterRequest, round: Round, *, problem: str = "", done: str = "", status: int = 200
+) -> HttpResponse:
     try:
         assignment = assignments.next_assignment(round=round, rater=request.user)
     except (RoundClosed, RoundNotReady) as error:
         return _show_no_task(request, round, error)
-    return _show(request, round, assignment, problem=problem, status=status)
+    return _show(request, round, assignment, problem=problem, done=done, status=status)
 
 
 def _show_no_task(request: RaterRequest, round: Round, error: RoundClosed | RoundNotReady) -> HttpResponse:
@@ -192,8 +205,10 @@ def _show(
     answer: dict[str, Any] | None = None,
     problem: str = "",
     notice: str = "",
+    done: str = "",
     status: int = 200,
 ) -> HttpResponse:
+    """`done`: what became of the task before, for who hears the page instead of seeing it."""
     if assignment is None:
         context: dict[str, Any] = {
             "title": "Nothing is left for you here",
@@ -208,6 +223,7 @@ def _show(
         "skip_reasons": SKIP_REASONS,
         "problem": problem,
         "notice": notice,
+        "done": done,
     }
     return _render(request, round, "labeling/judge/_task.html", context, status=status)
 

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 from django.utils.safestring import SafeString, mark_safe
 
+from labeling.blinding import blind_name
 from labeling.models import Assignment, Prompt, Protocol
 from labeling.rendering import render_markdown
 
@@ -29,6 +30,7 @@ class Item:
     """A completion in its place on this screen."""
 
     id: int
+    name: str  # what the page calls it: an id would tell who wrote it
     letter: str
     html: SafeString
     rank: int | None
@@ -58,7 +60,8 @@ class Criterion:
 class Screen:
     assignment_id: int
     key: UUID
-    turns: list[Turn]
+    earlier: list[Turn]
+    latest: Turn  # what the completions answer
     items: list[Item]
     chosen: str  # outcome of a comparison that is shown again
     sides: list[tuple[Item, list[Step]]]
@@ -68,10 +71,12 @@ class Screen:
 def screen_of(assignment: Assignment, protocol: Protocol, answer: dict[str, Any]) -> Screen:
     """`answer` is a label's value that is shown again, or empty."""
     items = _items(assignment, answer.get("ranks", {}))
+    *earlier, latest = _turns(assignment.task.prompt)
     return Screen(
         assignment_id=assignment.pk,
         key=uuid4(),
-        turns=_turns(assignment.task.prompt),
+        earlier=earlier,
+        latest=latest,
         items=items,
         chosen=answer.get("outcome", ""),
         sides=_sides(items, protocol, answer) if protocol.kind == Protocol.Kind.COMPARISON else [],
@@ -94,6 +99,7 @@ def _items(assignment: Assignment, ranks: dict[str, int]) -> list[Item]:
     return [
         Item(
             id=pk,
+            name=blind_name(pk),
             letter=chr(ord("A") + place) if place < 26 else str(place + 1),
             html=mark_safe(completions[pk].html or render_markdown(completions[pk].text)),  # noqa: S308
             rank=ranks.get(str(pk)),
@@ -111,7 +117,7 @@ def _sides(items: list[Item], protocol: Protocol, answer: dict[str, Any]) -> lis
     steps_right = [(right, strength) for strength in range(1, most + 1)]
     steps = [
         Step(
-            value=f"{item.id}:{strength}",
+            value=f"{item.name}:{strength}",
             name=_name(strength, most),
             label=f"{item.letter} is {_name(strength, most)}{' better' if most > 1 else ''}",
             strength=strength,

@@ -11,23 +11,28 @@
 
   // From places to numbers, and back
 
+  const showTie = (text) => {
+    text.querySelector('[data-move="tie"]')?.setAttribute("aria-pressed", text.classList.contains("tied"));
+  };
   const number = () => {
     let rank = 0;
     for (const text of texts()) {
       if (!isRanked(text) || rank === 0) text.classList.remove("tied");
       const tied = text.classList.contains("tied");
       field(text).value = isRanked(text) ? (tied ? rank : ++rank) : "";
-      text.querySelector('[data-move="tie"]')?.setAttribute("aria-pressed", tied);
+      showTie(text);
     }
   };
+  // Numbers stay as they are typed: the next one may be meant to come before them.
   const arrange = () => {
     const all = texts();
     const rank = (text) => Number.parseInt(field(text).value, 10) || Infinity;
     const sorted = all.filter((t) => rank(t) < Infinity).sort((a, b) => rank(a) - rank(b));
     const ties = list().dataset.ties === "yes";
+    for (const t of all) t.classList.remove("tied");
     sorted.forEach((t, i) => t.classList.toggle("tied", ties && i > 0 && rank(t) === rank(sorted[i - 1])));
     list().append(...sorted, line(), ...all.filter((t) => rank(t) === Infinity));
-    number();
+    for (const t of all) showTie(t);
   };
 
   // One text moves
@@ -103,10 +108,13 @@
     else move(text, pressed.dataset.move === "up" ? -1 : 1);
   });
   document.addEventListener("change", (event) => {
-    if (event.target.matches('.rankable input[type="number"]')) {
+    if (!event.target.matches('.rankable input[type="number"]')) return;
+    setTimeout(() => { // once the focus is where the rater goes next: moving a field would take it away
+      const focused = document.activeElement;
       arrange();
+      focused.focus({ preventScroll: true });
       say(event.target.closest(".rankable"));
-    }
+    });
   });
 
   const start = () => {
@@ -116,9 +124,10 @@
     list().prepend(line());
     for (const text of texts()) text.tabIndex = 0;
     arrange();
+    number();
     Sortable.create(list(), {
       draggable: ".rankable, .unranked-line",
-      handle: ".rank",
+      handle: matchMedia("(max-width: 40rem)").matches ? ".handle" : ".rank", // a narrow screen is scrolled there
       filter: "input, button",
       preventOnFilter: false,
       animation: matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : 120,

@@ -3,9 +3,13 @@
 
 {
   const IDLE_AFTER = 60_000; // longer without a sign of life is not time on the task
+  const UNREAD = 400; // ms: sooner nobody has read the next task, so the same press again is the old one, doubled
   const task = () => document.getElementById("task");
   const button = (key) => task().querySelector(`button[data-key="${CSS.escape(key)}"]:not(:disabled)`);
+  const announce = (text) => { document.getElementById("announcement").textContent = text; };
   let busy = false;
+  let shownAt = -Infinity;
+  let pressed = ""; // the key or place that the present task came from
 
   // Time on the task
 
@@ -28,10 +32,15 @@
 
   // The next task
 
+  const toTheLatestTurn = () => {
+    const earlier = task().querySelector(".earlier");
+    if (earlier) earlier.scrollTop = earlier.scrollHeight;
+  };
   const shown = () => {
     seconds = 0;
-    seen = performance.now();
-    document.getElementById("announcement").textContent = task().dataset.announcement;
+    seen = shownAt = performance.now();
+    announce(task().dataset.announcement);
+    toTheLatestTurn();
     task().focus({ preventScroll: true });
     window.scrollTo({ top: 0, behavior: "instant" });
   };
@@ -55,8 +64,11 @@
 
   const guidelines = document.getElementById("guidelines");
   if (guidelines) {
+    const isSmall = matchMedia("(max-width: 56rem)").matches; // there they would hide the task
+    if (isSmall) guidelines.open = false;
     try {
-      if (localStorage.getItem("guidelines") === "closed") guidelines.open = false;
+      const left = localStorage.getItem("guidelines");
+      if (left) guidelines.open = left === "open";
       guidelines.addEventListener("toggle", () => {
         localStorage.setItem("guidelines", guidelines.open ? "open" : "closed");
       });
@@ -73,13 +85,18 @@
     return true;
   };
 
+  const skip = () => document.getElementById("skip");
   const openSkip = () => {
-    const skip = document.getElementById("skip");
-    if (!skip) return false;
-    skip.open = !skip.open;
-    (skip.open ? skip.querySelector("button") : task()).focus();
+    if (!skip()) return false;
+    skip().open = !skip().open;
+    (skip().open ? skip().querySelector("button") : task()).focus();
     return true;
   };
+  for (const sign of ["pointerdown", "focusin"]) {
+    document.addEventListener(sign, ({ target }) => {
+      if (skip()?.open && !skip().contains(target)) skip().open = false;
+    });
+  }
 
   const alongScale = (step) => {
     const answers = [...task().querySelectorAll(".scale button")];
@@ -102,6 +119,7 @@
     const chosen = criterion?.querySelector(`input[value="${digit}"]`);
     if (!chosen) return false;
     chosen.checked = true;
+    announce(`${criterion.dataset.name}: ${digit}`);
     const all = criteria();
     const next = all.slice(all.indexOf(criterion) + 1).find((c) => !c.querySelector(":checked"));
     if (next) toCriterion(next);
@@ -113,11 +131,13 @@
     return true;
   };
 
+  const name = ({ key }) => (key.length === 1 ? key.toLowerCase() : key); // caps lock is no other key
+
   const onKey = {
     comparison: (event) => {
       if (event.key === "ArrowLeft") return alongScale(-1);
       if (event.key === "ArrowRight") return alongScale(1);
-      return /^[1-9tb]$/.test(event.key) && press(button(event.key));
+      return /^[1-9tb]$/.test(name(event)) && press(button(name(event)));
     },
     rating: (event) => {
       const all = criteria();
@@ -141,27 +161,44 @@
 
   const handle = (event) => {
     if (event.key === "?") return toggleKeys() ?? true;
-    if (keys.open) return false;
-    if (document.activeElement.closest("#skip[open]")) return onSkipKey(event) || (event.key === "s" && openSkip());
-    if (event.key === "g" && guidelines) return (guidelines.open = !guidelines.open), true;
-    if (event.key === "s") return openSkip();
-    if (event.key === "u") return press(button("u"));
+    if (keys.open || !task()) return false;
+    if (skip()?.open) return onSkipKey(event) || (name(event) === "s" && openSkip());
+    if (name(event) === "g" && guidelines) return (guidelines.open = !guidelines.open), true;
+    if (name(event) === "s") return openSkip();
+    if (name(event) === "u") return press(button("u"));
     return onKey[task().dataset.kind](event);
   };
 
+  // The second half of a double press or double click would answer a task that nobody has read.
+  const isDoubled = (what) => what === pressed && performance.now() - shownAt < UNREAD;
+  document.addEventListener("click", (event) => {
+    if (event.detail === 0 || !event.target.closest("#task button")) return; // 0: pressed by a key, not a pointer
+    const place = `${Math.round(event.clientX / 16)},${Math.round(event.clientY / 16)}`;
+    if (isDoubled(place) || (event.detail > 1 && performance.now() - shownAt < 2 * UNREAD)) {
+      event.preventDefault();
+      event.stopPropagation();
+    } else {
+      pressed = place;
+    }
+  }, { capture: true });
+
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
-    const isText = event.target.matches('textarea, input:not([type="radio"], [type="number"])');
+    const isText = event.target.matches('textarea, input:not([type="radio"], [type="number"])') && event.key !== "Escape";
     const isDigitInField = event.target.matches('[type="number"]') && !event.shiftKey && !/^(Arrow|Enter|[a-z?])/.test(event.key);
     if (isText || isDigitInField) return;
     if (busy && event.key !== "?") {
       if (/^([0-9a-z]|Enter)$/.test(event.key)) event.preventDefault();
       return;
     }
-    if (event.repeat && !event.key.startsWith("Arrow")) return;
+    const isArrow = event.key.startsWith("Arrow");
+    if (isDoubled(name(event)) && !isArrow) return event.preventDefault();
+    if (event.repeat && !isArrow) return;
+    pressed = name(event);
     if (handle(event)) event.preventDefault();
   });
   document.addEventListener("click", (event) => {
     if (event.target.closest('[data-key="?"]')) toggleKeys();
   });
+  toTheLatestTurn();
 }

@@ -11,7 +11,8 @@ from django.utils import timezone
 from playwright.sync_api import Locator, Page, expect
 
 from labeling.assignment import next_assignment
-from labeling.models import Assignment, Label, Project, Protocol, Round, Skip
+from labeling.blinding import blind_name, by_blind_name
+from labeling.models import Assignment, Label, Project, Prompt, Protocol, Round, Skip
 from labeling.rounds import close_round
 from tests.browser.conftest import SignIn, watch
 from tests.browser.stories import make_round
@@ -33,6 +34,13 @@ def open_as_ann(page: Page, sign_in: SignIn, ann: User) -> Open:
 
 def held() -> Assignment:
     return Assignment.objects.get(state=Assignment.State.LEASED)
+
+
+def held_prompt(round: Round) -> Prompt:
+    """The prompt that the next rater gets."""
+    first = Assignment.objects.filter(round=round, state=Assignment.State.OPEN).order_by("position").first()
+    assert first is not None
+    return first.task.prompt
 
 
 def values() -> list[Any]:
@@ -178,8 +186,8 @@ def test_dragging_within_the_ranking_swaps_the_numbers(open_as_ann: Open, projec
     page = open_as_ann(make_round(project, "ranking", each=3))
     a, b, c = held().shown
     for pk, rank in ((a, "1"), (b, "2"), (c, "3")):
-        page.locator(f"#rank-{pk}").fill(rank)
-        page.locator(f"#rank-{pk}").blur()
+        _rank_of(page, pk).fill(rank)
+        _rank_of(page, pk).blur()
     _drag(page, _text(page, c), _text(page, a))
     seen = _seen(page)
     assert seen[c] < seen[a] < seen[b] or seen[a] < seen[c] < seen[b]
@@ -211,8 +219,8 @@ def test_a_tie_is_stored(open_as_ann: Open, project: Project) -> None:
     page = open_as_ann(make_round(project, "ranking", each=3))
     a, b, c = held().shown
     for pk, rank in ((b, "1"), (a, "2"), (c, "2")):
-        page.locator(f"#rank-{pk}").fill(rank)
-        page.locator(f"#rank-{pk}").blur()
+        _rank_of(page, pk).fill(rank)
+        _rank_of(page, pk).blur()
     expect(_text(page, c).get_by_role("button", name="Tie")).to_have_attribute("aria-pressed", "true")
     page.get_by_role("button", name="Save").click()
     expect_mine(page, 1)
@@ -232,8 +240,8 @@ def test_taking_one_out_of_a_tie_of_three_leaves_a_tie_of_two(open_as_ann: Open,
     page = open_as_ann(make_round(project, "ranking"))
     a, b, c, d = held().shown
     for pk, rank in ((a, "1"), (b, "1"), (c, "1"), (d, "2")):
-        page.locator(f"#rank-{pk}").fill(rank)
-        page.locator(f"#rank-{pk}").blur()
+        _rank_of(page, pk).fill(rank)
+        _rank_of(page, pk).blur()
     assert _seen(page) == {a: 1, b: 1, c: 1, d: 2}
     _text(page, a).focus()
     page.keyboard.press("0")
@@ -263,7 +271,9 @@ def test_u_takes_the_last_label_back_and_marks_it(open_as_ann: Open, project: Pr
     expect_mine(page, 1)
     page.keyboard.press("u")
     expect(page.locator(".notice.good")).to_contain_text("Your last label is taken back")
-    expect(page.locator('.scale [aria-current="true"]')).to_have_attribute("value", f"{first.shown[0]}:3")
+    expect(page.locator('.scale [aria-current="true"]')).to_have_attribute(
+        "value", f"{blind_name(first.shown[0])}:3"
+    )
     page.keyboard.press("7")
     expect_mine(page, 1)
     assert held() != first
@@ -319,6 +329,127 @@ def test_a_double_click_is_one_label(open_as_ann: Open, project: Project) -> Non
     page.get_by_role("button", name="Tie").dblclick()
     expect_mine(page, 1)
     assert len(values()) == 1
+
+
+@pytest.mark.parametrize("gap", [60, 150, 300])
+def test_a_slow_double_click_does_not_answer_the_task_that_nobody_has_read(
+    open_as_ann: Open, project: Project, gap: int
+) -> None:
+    page = open_as_ann(make_round(project))
+    box = page.get_by_role("button", name="Tie").bounding_box()
+    assert box is not None
+    x, y = box["x"] + 20, box["y"] + 10
+    page.mouse.click(x, y)
+    expect_mine(page, 1)
+    page.wait_for_timeout(gap)
+    page.mouse.click(x, y)
+    page.wait_for_timeout(600)
+    expect_mine(page, 1)
+    page.mouse.click(x, y)  # read by now
+    expect_mine(page, 2)
+
+
+@pytest.mark.parametrize("gap", [60, 200])
+def test_a_key_pressed_twice_answers_once(open_as_ann: Open, project: Project, gap: int) -> None:
+    page = open_as_ann(make_round(project))
+    page.keyboard.press("1")
+    expect_mine(page, 1)
+    page.wait_for_timeout(gap)
+    page.keyboard.press("1")
+    page.wait_for_timeout(600)
+    expect_mine(page, 1)
+    page.keyboard.press("1")
+    expect_mine(page, 2)
+    page.keyboard.press("u")
+    expect_mine(page, 1)
+    page.keyboard.press("3")  # another key counts at once
+    expect_mine(page, 2)
+
+
+def test_a_digit_in_the_open_skip_menu_is_a_reason_wherever_the_focus_is(
+    open_as_ann: Open, project: Project
+) -> None:
+    page = open_as_ann(make_round(project))
+    page.locator("#skip summary").click()
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("1")
+    expect(page.locator("#announcement")).to_have_text("Skipped. Task 1.")
+    assert [skip.reason for skip in Skip.objects.all()] == ["I cannot judge this"]
+    assert values() == []
+
+
+def test_the_skip_menu_closes_by_escape_and_by_a_click_elsewhere(open_as_ann: Open, project: Project) -> None:
+    page = open_as_ann(make_round(project))
+    reason = page.get_by_placeholder("Another reason")
+    page.keyboard.press("s")
+    reason.focus()
+    page.keyboard.press("Escape")
+    expect(reason).to_be_hidden()
+    page.keyboard.press("s")
+    expect(reason).to_be_visible()
+    page.locator("#question").click()
+    expect(reason).to_be_hidden()
+    page.keyboard.press("1")
+    expect_mine(page, 1)
+    assert Skip.objects.count() == 0
+
+
+def test_numbers_typed_in_any_order_are_stored_as_typed(open_as_ann: Open, project: Project) -> None:
+    page = open_as_ann(make_round(project, "ranking"))
+    shown = held().shown
+    for pk, rank in zip(shown, "3124", strict=True):
+        _rank_of(page, pk).press_sequentially(rank)
+        page.keyboard.press("Tab")
+    page.get_by_role("button", name="Save").click()
+    expect_mine(page, 1)
+    assert values() == [{"ranks": {str(shown[n]): rank for rank, n in enumerate((1, 2, 0, 3), start=1)}}]
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(200, "<h1>Welcome to the hotel</h1>"), (400, "bad"), (413, "large"), (429, "slow")]
+)
+def test_a_foreign_answer_does_not_replace_the_task(
+    open_as_ann: Open, project: Project, status: int, body: str
+) -> None:
+    page = open_as_ann(_rating_of_two(project))
+    for key in "42":
+        page.keyboard.press(key)
+    page.route("**/label/", lambda route: route.fulfill(status=status, body=body, content_type="text/html"))
+    page.keyboard.press("Enter")
+    expect(page.locator("#connection")).to_contain_text("What you entered is still here")
+    expect(page.locator('[name="score-kind"][value="4"]')).to_be_checked()
+    page.unroute("**/label/")
+    page.get_by_role("button", name="Try again").click()
+    expect_mine(page, 1)
+    assert values() == [{"scores": {"kind": 4, "topic": 2}}]
+
+
+def test_back_online_an_answer_that_did_not_arrive_is_still_asked_for(
+    open_as_ann: Open, page: Page, project: Project
+) -> None:
+    page = open_as_ann(make_round(project))
+    page.context.set_offline(True)
+    page.keyboard.press("2")
+    expect(page.locator("#connection")).to_contain_text("What you entered")
+    page.context.set_offline(False)
+    expect(page.locator("#connection")).to_contain_text("Your last answer is not saved yet")
+    page.get_by_role("button", name="Try again").click()
+    expect_mine(page, 1)
+    page.problems.clear()  # type: ignore[attr-defined]
+
+
+def test_who_signs_in_in_another_tab_does_not_answer_for_the_one_who_sat_here(
+    open_as_ann: Open, sign_in: SignIn, ann: User, bo: User, project: Project
+) -> None:
+    page = open_as_ann(make_round(project))
+    sign_in(page, bo)
+    page.keyboard.press("3")
+    expect(page.locator("#connection")).to_contain_text("Somebody else has signed in")
+    assert values() == [] and held().rater == ann
+    sign_in(page, ann)
+    page.get_by_role("button", name="Try again").click()
+    expect_mine(page, 1)
+    assert Label.objects.get().rater == ann
 
 
 def test_two_tabs_make_one_label_for_a_task(open_as_ann: Open, project: Project) -> None:
@@ -430,6 +561,53 @@ def test_time_away_from_the_task_does_not_count(
 # For everybody
 
 
+def test_the_question_at_hand_is_in_sight_below_a_long_conversation(
+    open_as_ann: Open, project: Project
+) -> None:
+    round = make_round(project)
+    turns = [{"role": role, "content": "word " * 300} for _ in range(6) for role in ("user", "assistant")]
+    prompt = held_prompt(round)
+    prompt.messages = [*turns, {"role": "user", "content": "And then?"}]
+    prompt.html = []
+    prompt.save()
+    page = open_as_ann(round)
+    expect(page.locator(".conversation.latest")).to_contain_text("And then?")
+    expect(page.locator(".conversation.latest")).to_be_in_viewport(ratio=1)
+    scrolled = page.locator(".conversation.earlier").evaluate(
+        "e => e.scrollHeight - e.scrollTop - e.clientHeight"
+    )
+    assert scrolled < 2
+
+
+def test_a_score_is_announced(open_as_ann: Open, project: Project) -> None:
+    page = open_as_ann(_rating_of_two(project))
+    page.keyboard.press("4")
+    expect(page.locator("#announcement")).to_have_text("Kindness: 4")
+
+
+def test_a_small_screen_shows_the_task_before_the_guidelines(
+    new_page: NewPage, sign_in: SignIn, ann: User, project: Project
+) -> None:
+    round = make_round(project)
+    page = new_page(viewport={"width": 390, "height": 700}, has_touch=True, is_mobile=True)
+    sign_in(page, ann)
+    page.goto(f"/rounds/{round.pk}/judge/")
+    expect(page.get_by_text("Prefer the kind one.")).to_be_hidden()
+    expect(page.locator(".completion").first).to_be_in_viewport()
+
+
+def test_a_text_of_a_ranking_can_be_scrolled_over_by_touch_and_dragged_by_its_handle(
+    new_page: NewPage, sign_in: SignIn, ann: User, project: Project
+) -> None:
+    round = make_round(project, "ranking")
+    page = new_page(viewport={"width": 390, "height": 700}, has_touch=True, is_mobile=True)
+    sign_in(page, ann)
+    page.goto(f"/rounds/{round.pk}/judge/")
+    touch = "element => getComputedStyle(element).touchAction"
+    assert page.locator(".rank").first.evaluate(touch) == "auto"
+    assert page.locator(".handle").first.evaluate(touch) == "none"
+
+
 def test_the_next_task_is_announced_and_focused(open_as_ann: Open, project: Project) -> None:
     page = open_as_ann(make_round(project))
     page.keyboard.press("1")
@@ -455,7 +633,7 @@ def test_it_works_without_javascript(
         expected = {"outcome": "preferred", "preferred": shown[0], "strength": 4}
     else:
         for pk, rank in zip(shown, ["2", "1", "", "2"], strict=True):
-            page.locator(f"#rank-{pk}").fill(rank)
+            _rank_of(page, pk).fill(rank)
         page.get_by_role("button", name="Save").click()
         expected = {"ranks": {str(shown[0]): 2, str(shown[1]): 1, str(shown[3]): 2}}
     expect_mine(page, 1)
@@ -509,7 +687,11 @@ def _rating_of_two(project: Project) -> Round:
 
 
 def _text(page: Page, pk: int) -> Locator:
-    return page.locator(f'.rankable[data-id="{pk}"]')
+    return page.locator(f'.rankable[data-name="{blind_name(pk)}"]')
+
+
+def _rank_of(page: Page, pk: int) -> Locator:
+    return page.locator(f"#rank-{blind_name(pk)}")
 
 
 def _drag(page: Page, source: Locator, target: Locator) -> None:
@@ -521,15 +703,23 @@ def _drag(page: Page, source: Locator, target: Locator) -> None:
     assert box is not None
     for y in (box["y"] + 12, box["y"] + 6, box["y"] + 3):
         page.mouse.move(box["x"] + 60, y, steps=6)
+    # A hand lets go when it sees the text where it should be; a busy browser needs a moment to show it.
+    above = "(source, target) => Boolean(source.compareDocumentPosition(target) & 4)"
+    for step in range(100):
+        if source.evaluate(above, target.element_handle()):
+            break
+        page.mouse.move(box["x"] + 60, box["y"] + 3 + step % 3)
+        page.wait_for_timeout(20)
     page.mouse.up()
 
 
 def _seen(page: Page) -> dict[int, int]:
     """Ranks as they stand on the screen, from top to bottom."""
     rows = page.locator(".rankable").evaluate_all(
-        "rows => rows.map(r => [Number(r.dataset.id), r.querySelector('input').value])"
+        "rows => rows.map(r => [r.dataset.name, r.querySelector('input').value])"
     )
-    return {pk: int(rank) for pk, rank in rows if rank}
+    completions = by_blind_name(held().shown)
+    return {completions[name]: int(rank) for name, rank in rows if rank}
 
 
 def _too_small(page: Page) -> list[str]:

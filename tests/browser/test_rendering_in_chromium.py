@@ -38,7 +38,7 @@ def test_none_of_the_hostile_texts_runs_or_asks_for_anything(
         assert page.locator("#task").count() == 1 and page.locator("#answer").count() == 1
         assert page.locator(".prose :is(script, img, iframe, form, input, style, [style], [id])").count() == 0
         assert page.locator(".prose").locator("xpath=.//@*[starts-with(name(), 'hx-')]").count() == 0
-        page.keyboard.press("t")
+        page.keyboard.press("tb"[task % 2])  # the same key so soon would be taken for a doubled one
         expect(page.locator(".task-progress b")).to_have_text(str(task))
     assert asked == []
 

@@ -11,6 +11,7 @@ from django.template.loader import get_template
 from django.test import Client
 from pytest_django.fixtures import DjangoAssertNumQueries
 
+from labeling.blinding import blind_name
 from labeling.models import Assignment, Label, Project, Protocol, RaterProgress, Round, Skip
 from labeling.rounds import close_round
 from tests import factories
@@ -139,7 +140,7 @@ def test_no_page_names_a_policy_or_a_purpose(client: Client, round: Round, proje
 
 def test_saving_stores_the_label_and_brings_the_next_task(client: Client, round: Round, ann: User) -> None:
     first = start(client, round)
-    response = send(client, first, choice=f"{first.shown[1]}:3")
+    response = send(client, first, choice=f"{blind_name(first.shown[1])}:3")
     label = Label.objects.get()
     assert label.value == {"outcome": "preferred", "preferred": first.shown[1], "strength": 3}
     assert (label.rater, label.assignment, label.seconds, label.shown) == (ann, first, 2.5, first.shown)
@@ -252,16 +253,59 @@ def test_ranks_are_stored_by_completion(client: Client, project: Project) -> Non
     round = make_open_round(project, tasks=1, kind=Protocol.Kind.RANKING)
     first = start(client, round)
     a, b, c, d = first.shown
-    send_all(client, first, {f"rank-{a}": "2", f"rank-{b}": "1", f"rank-{c}": "2", f"rank-{d}": ""})
+    given = zip((a, b, c, d), ("2", "1", "2", ""), strict=True)
+    send_all(client, first, {f"rank-{blind_name(pk)}": rank for pk, rank in given})
     assert Label.objects.get().value == {"ranks": {str(a): 2, str(b): 1, str(c): 2}}
 
 
 def test_a_refused_ranking_comes_back_as_it_was_entered(client: Client, project: Project) -> None:
     round = make_open_round(project, tasks=1, kind=Protocol.Kind.RANKING)
     first = start(client, round)
-    response = send_all(client, first, {f"rank-{first.shown[2]}": "7"})
+    response = send_all(client, first, {f"rank-{blind_name(first.shown[2])}": "7"})
     assert response.status_code == 422 and "at least two" in text_of(response)
-    assert re.search(rf'name="rank-{first.shown[2]}"[^>]* value="7"', text_of(response))
+    assert re.search(rf'name="rank-{blind_name(first.shown[2])}"[^>]* value="7"', text_of(response))
+
+
+def test_another_answer_with_the_same_key_is_not_taken_for_saved(
+    client: Client, round: Round, ann: User
+) -> None:
+    """The response to the first got lost, and the rater thought better of it."""
+    first, key = start(client, round), str(uuid.uuid4())
+    send(client, first, choice="tie", key=key)
+    response = send(client, first, choice="both_bad", key=key)
+    assert response.status_code == 409
+    assert "Your first answer to that task had arrived" in text_of(response)
+    assert [label.value for label in Label.objects.all()] == [{"outcome": "tie"}]
+    assert held(ann).pk in {int(pk) for pk in re.findall(r"/assignments/(\d+)/label/", text_of(response))}
+
+
+def test_a_page_of_somebody_who_signed_out_saves_nothing_for_who_signed_in(
+    client: Client, round: Round, ann: User, bo: User
+) -> None:
+    first = start(client, round)
+    client.force_login(bo)  # in another tab
+    fields = {"key": str(uuid.uuid4()), "choice": "tie"}
+    headers = {**HTMX, "X-Page-Of": str(ann.pk)}
+    response = client.post(f"/assignments/{first.pk}/label/", fields, headers=headers)
+    assert response.status_code == 403
+    assert "Somebody else has signed in" in text_of(response)
+    assert not Label.objects.exists() and not Assignment.objects.filter(rater=bo).exists()
+
+
+def test_the_page_does_not_tell_which_completion_came_first(client: Client, round: Round, ann: User) -> None:
+    page = text_of(client.get(f"/rounds/{round.pk}/judge/"))
+    names = set(re.findall(r'value="([^":]+):\d"', page))
+    assert names == {blind_name(pk) for pk in held(ann).shown}
+    assert all(re.fullmatch("[0-9a-f]{16}", name) for name in names)
+
+
+def test_a_completion_of_another_task_is_refused(client: Client, round: Round) -> None:
+    first = start(client, round)
+    foreign = Assignment.objects.exclude(task=first.task_id).first()
+    assert foreign is not None
+    response = send(client, first, choice=f"{blind_name(foreign.shown[0])}:2")
+    assert response.status_code == 422
+    assert "Choose one of the two completions" in text_of(response)
 
 
 # Skip, undo, renew
@@ -300,7 +344,7 @@ def test_nobody_skips_in_a_closed_round(client: Client, round: Round) -> None:
 
 def test_undo_shows_the_last_task_as_it_was_answered(client: Client, round: Round, ann: User) -> None:
     first = start(client, round)
-    value = f"{first.shown[0]}:2"
+    value = f"{blind_name(first.shown[0])}:2"
     send(client, first, choice=value)
     response = client.post(f"/rounds/{round.pk}/undo/", headers=HTMX)
     assert response.status_code == 200 and held(ann) == first
@@ -324,8 +368,16 @@ def test_without_javascript_an_undone_task_comes_as_it_was_answered(
     page = text_of(client.post(f"/rounds/{round.pk}/undo/", follow=True))
     chosen = re.findall(r'value="([^"]+)"[^>]* class="[^"]*chosen', page)
     assert chosen == ["tie"]
-    send(client, first, choice=f"{first.shown[0]}:3", htmx=False)
+    send(client, first, choice=f"{blind_name(first.shown[0])}:3", htmx=False)
     assert "chosen" not in text_of(client.get(f"/rounds/{round.pk}/judge/"))
+
+
+def test_what_became_of_the_task_before_is_said(client: Client, round: Round) -> None:
+    saved = send(client, start(client, round), choice="tie")
+    assert 'data-announcement="Saved. Task 2."' in text_of(saved)
+    current = Assignment.objects.get(state=Assignment.State.LEASED)
+    skipped = client.post(f"/assignments/{current.pk}/skip/", {"reason": "x"}, headers=HTMX)
+    assert 'data-announcement="Skipped. Task 2."' in text_of(skipped)
 
 
 def test_there_may_be_nothing_to_undo(client: Client, round: Round) -> None:

@@ -16,6 +16,7 @@ ALLOWED_ATTRIBUTES = {
     "span": {"class"},
     "div": {"class", "tabindex"},
     "ol": {"start"},
+    "pre": {"tabindex"},
 }
 
 
@@ -124,7 +125,7 @@ def test_code_keeps_its_indentation_and_gets_classes() -> None:
 
 
 def test_code_in_an_unknown_language_stays_as_it_is() -> None:
-    assert "<pre><code>  a &lt; b\n</code></pre>" in render_markdown("```klingon\n  a < b\n```")
+    assert '<pre tabindex="0"><code>  a &lt; b\n</code></pre>' in render_markdown("```klingon\n  a < b\n```")
 
 
 def test_line_breaks_are_kept() -> None:
@@ -143,6 +144,19 @@ def test_links_say_nothing_about_where_they_were_clicked() -> None:
 def test_control_characters_become_visible() -> None:
     assert render_markdown("a\0b\x1bc\x7f") == "<p>a␀b␛c␡</p>\n"
     assert render_markdown("half \ud800 pair") == "<p>half \ufffd pair</p>\n"
+
+
+def test_text_cannot_be_turned_around_unseen_and_a_flag_stays_a_flag() -> None:
+    """Trojan Source, CVE-2021-42574."""
+    assert render_markdown("a \u202eevil\u202c b") == "<p>a \ufffdevil\ufffd b</p>\n"
+    wales = "\U0001f3f4\U000e0067\U000e0062\U000e0077\U000e006c\U000e0073\U000e007f"
+    assert render_markdown(f"{wales} \U000e0068") == f"<p>{wales} \ufffd</p>\n"
+
+
+@pytest.mark.parametrize("link", ["[x](/logout/)", "[x](javascript:y)", "[x](#task)"])
+def test_a_link_that_leads_nowhere_is_shown_as_it_was_written(link: str) -> None:
+    html = render_markdown(f"see {link}")
+    assert "<a" not in html and Seen(html).text.strip() == f"see {link}"
 
 
 def test_nothing_that_was_written_is_hidden() -> None:
