@@ -4,6 +4,7 @@ from labeling.datasets.errors import FreezeError, FreezeFailed, InvalidFreeze, N
 from labeling.datasets.freezing import folder_of, freeze
 from labeling.datasets.judgements import gate_outcomes, judgements_of
 from labeling.datasets.manifest import DamagedDataset, Manifest, verify
+from labeling.datasets.preview import RowPreview, first_rows
 
 __all__ = [
     "DamagedDataset",
@@ -12,6 +13,8 @@ __all__ = [
     "InvalidFreeze",
     "Manifest",
     "NothingToFreeze",
+    "RowPreview",
+    "first_rows",
     "folder_of",
     "freeze",
     "gate_outcomes",

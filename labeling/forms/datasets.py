@@ -1,25 +1,69 @@
 """What a manager chooses to freeze: closed rounds, the rule, a name."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django import forms
 from django.db.models import QuerySet
 
-from labeling.models import PreferenceDataset, Project, Round
+from labeling.models import PreferenceDataset, Project, Protocol, Round
 
-RULES = {
-    PreferenceDataset.Rule.MAJORITY: (
+Rule, Kind = PreferenceDataset.Rule, Protocol.Kind
+
+PAIR_RULES = {
+    Rule.MAJORITY: (
         "One row for each pair: the side that most raters took, with the median of their strengths. "
         "No majority is a tie; mostly “both bad” leaves the pair out."
     ),
-    PreferenceDataset.Rule.MEAN_STRENGTH: (
+    Rule.MEAN_STRENGTH: (
         "One row for each pair: the mean of all strengths, a tie counting 0. Its sign names the winner, "
         "its size the margin: one clear voice can outweigh two faint ones."
     ),
-    PreferenceDataset.Rule.EACH_LABEL: (
-        "Every label is a row of its own: raters who disagree give rows that disagree."
-    ),
+    Rule.EACH_LABEL: "Every label is a row of its own: raters who disagree give rows that disagree.",
 }
+ONE_RANKING = (
+    "Several rankings of a task become one: by the mean share of the others that a completion beats. "
+)
+RANKING_RULES = {
+    Rule.MAJORITY: ONE_RANKING + "In its pairs, the side that most raters took.",
+    Rule.MEAN_STRENGTH: ONE_RANKING + "In its pairs, the side with the higher mean, a tie counting 0.",
+    Rule.EACH_LABEL: "Every ranking is a row of its own, with its pairs.",
+}
+RATINGS = "Ratings are kept one by one."
+
+
+def rule_help(rule: PreferenceDataset.Rule, kinds: set[str]) -> list[str]:
+    """What the rule does with labels of these kinds."""
+    said = {
+        Kind.COMPARISON: PAIR_RULES[rule],
+        Kind.RANKING: RANKING_RULES[rule],
+        Kind.RATING: RATINGS,
+    }
+    return [text for kind, text in said.items() if kind in kinds]
+
+
+def free_name(project: Project, rounds: Sequence[Round]) -> str:
+    """ "Round 1 dataset", "Rounds 1 to 3 dataset", "Rounds 1, 3 dataset"; numbered when that is taken."""
+    taken = set(PreferenceDataset.objects.filter(project=project).values_list("name", flat=True))
+    return next(
+        name for name in _variants(_name_of(sorted(one.number for one in rounds))) if name not in taken
+    )
+
+
+def _name_of(numbers: list[int]) -> str:
+    if len(numbers) == 1:
+        return f"Round {numbers[0]} dataset"
+    if numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"Rounds {numbers[0]} to {numbers[-1]} dataset"
+    return f"Rounds {', '.join(map(str, numbers))}"[:100] + " dataset"
+
+
+def _variants(name: str) -> Iterator[str]:
+    yield name
+    count = 1
+    while True:
+        count += 1
+        yield f"{name} ({count})"
 
 
 class RoundChoice(forms.ModelMultipleChoiceField):
@@ -38,24 +82,40 @@ class DatasetForm(forms.Form):
     rule = forms.ChoiceField(
         label="When several raters judged a task",
         widget=forms.RadioSelect,
-        choices=[(value, value.label) for value in RULES],
+        choices=[(value, value.label) for value in PAIR_RULES],
     )
     name = forms.CharField(max_length=120, help_text="It stays for ever: a frozen dataset never changes.")
 
     def __init__(self, *args: Any, project: Project, rounds: QuerySet[Round], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.project = project
+        self.kinds = {round.protocol.kind for round in rounds}
         choice = self.fields["rounds"]
         assert isinstance(choice, forms.ModelMultipleChoiceField)
         choice.queryset = rounds
 
     @property
-    def rules(self) -> list[tuple[Any, str]]:
-        """Each rule's radio button with what it does."""
-        return list(zip(self["rule"], RULES.values(), strict=True))
+    def asks_for_rule(self) -> bool:
+        """Ratings are kept one by one, so a project of ratings has nothing to choose."""
+        return self.kinds != {Kind.RATING}
+
+    @property
+    def rules(self) -> list[tuple[Any, list[str]]]:
+        """Each rule's radio button with what it does with the labels that are there."""
+        kinds = self.kinds - {Kind.RATING}
+        return [
+            (button, rule_help(rule, kinds)) for button, rule in zip(self["rule"], PAIR_RULES, strict=True)
+        ]
 
     def clean_name(self) -> str:
         name: str = self.cleaned_data["name"]
         if PreferenceDataset.objects.filter(project=self.project, name=name).exists():
             raise forms.ValidationError("A dataset of this project has that name already: choose another.")
         return name
+
+    def clean(self) -> dict[str, Any]:
+        """A proposed name that nobody touched follows the rounds that were chosen instead."""
+        cleaned = super().clean() or self.cleaned_data
+        if cleaned.get("rounds") and "rounds" in self.changed_data and "name" not in self.changed_data:
+            cleaned["name"] = free_name(self.project, list(cleaned["rounds"]))
+        return cleaned

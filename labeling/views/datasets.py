@@ -17,8 +17,8 @@ from django.views.decorators.http import require_http_methods, require_safe
 
 from labeling import datasets
 from labeling.datasets.manifest import NAME as MANIFEST
-from labeling.forms.datasets import RULES, DatasetForm
-from labeling.models import PreferenceDataset, Project, Round
+from labeling.forms.datasets import DatasetForm, free_name, rule_help
+from labeling.models import PreferenceDataset, Project, Protocol, Round
 
 CHUNK = 1 << 18
 CONTENT_TYPES = {
@@ -75,22 +75,11 @@ def _defaults(request: HttpRequest, project: Project, closed: QuerySet[Round]) -
     asked = request.GET.get("round", "")
     number = int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 19 else 0
     chosen = closed.filter(pk=number).first() or closed.first()
-    name = f"Round {chosen.number}" if chosen else ""
-    taken = set(PreferenceDataset.objects.filter(project=project).values_list("name", flat=True))
-    free = next(name for name in _variants(name) if name not in taken)
     return {
         "rounds": [chosen.pk] if chosen else [],
         "rule": PreferenceDataset.Rule.MAJORITY,
-        "name": free,
+        "name": free_name(project, [chosen]) if chosen else "",
     }
-
-
-def _variants(name: str) -> Iterator[str]:
-    yield name
-    count = 1
-    while True:
-        count += 1
-        yield f"{name} ({count})"
 
 
 @dataclass(frozen=True)
@@ -108,13 +97,17 @@ class TableRows:
 def dataset(request: HttpRequest, pk: int) -> HttpResponse:
     found = _dataset_of(request, pk)
     manifest = found.manifest
+    kinds = {round["kind"] for round in manifest["parents"]["rounds"]}
     hub = [name for name in manifest["files"] if name.startswith("hub/")]
     context = {
         "project": found.project,
         "dataset": found,
         "manifest": manifest,
-        "rule_help": RULES[PreferenceDataset.Rule(found.rule)],
+        "twin": _twin(found),
+        "only_ratings": kinds == {Protocol.Kind.RATING},
+        "rule_help": rule_help(PreferenceDataset.Rule(found.rule), kinds),
         "tables": [_table(manifest, name) for name in manifest["tables"]],
+        "previews": datasets.first_rows(datasets.folder_of(found)),
         "total": _total(manifest),
         "hub_bytes": sum(manifest["files"][name]["bytes"] for name in hub),
         "has_training_rows": any(
@@ -123,6 +116,12 @@ def dataset(request: HttpRequest, pk: int) -> HttpResponse:
         "rounds": found.rounds.select_related("protocol"),
     }
     return render(request, "labeling/dataset.html", context)
+
+
+def _twin(found: PreferenceDataset) -> PreferenceDataset | None:
+    """The first dataset of the project that holds the same, when this is not it."""
+    same = PreferenceDataset.objects.filter(project=found.project_id, digest=found.digest)
+    return same.filter(pk__lt=found.pk).order_by("pk").first()
 
 
 def _table(manifest: Any, name: str) -> TableRows:

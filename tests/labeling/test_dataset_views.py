@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shutil
 import zipfile
 from collections.abc import Iterable
 from typing import Any, cast
@@ -89,14 +91,142 @@ def test_a_round_is_frozen_from_the_forms_own_defaults(
     response = manager.post(address, form.initial)
     made = PreferenceDataset.objects.get()
     assert response["Location"] == made.get_absolute_url()
-    assert (made.name, made.rule, list(made.rounds.all())) == ("Round 1", "majority", [round])
+    assert (made.name, made.rule, list(made.rounds.all())) == ("Round 1 dataset", "majority", [round])
     verify(folder_of(made), digest=made.digest)
 
 
 def test_the_form_suggests_a_name_that_is_free(manager: Client, project: Project, round: Round) -> None:
-    freeze(project=project, rounds=[round], rule="majority", name="Round 1")
+    freeze(project=project, rounds=[round], rule="majority", name="Round 1 dataset")
     form = manager.get(reverse("dataset_new", args=[project.slug])).context["form"]
-    assert form.initial["name"] == "Round 1 (2)"
+    assert form.initial["name"] == "Round 1 dataset (2)"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [([1, 2], "Rounds 1 to 2 dataset"), ([1, 3], "Rounds 1, 3 dataset"), ([2], "Round 2 dataset")],
+)
+def test_a_proposed_name_follows_the_rounds_that_are_chosen(
+    manager: Client, project: Project, ann: User, chosen: list[int], expected: str
+) -> None:
+    rounds = {number: judged.compared_round(project, [ann], [[1], [2]]) for number in (1, 2, 3)}
+    address = reverse("dataset_new", args=[project.slug])
+    proposed = manager.get(address).context["form"].initial
+    manager.post(address, {**proposed, "rounds": [rounds[number].pk for number in chosen]})
+    assert PreferenceDataset.objects.get().name == expected
+
+
+def test_a_name_that_was_written_stays_whatever_is_chosen(
+    manager: Client, project: Project, round: Round, ann: User
+) -> None:
+    judged.compared_round(project, [ann], [[1], [2]])
+    address = reverse("dataset_new", args=[project.slug])
+    proposed = manager.get(address).context["form"].initial
+    manager.post(address, {**proposed, "rounds": [round.pk], "name": "Mine"})
+    assert PreferenceDataset.objects.get().name == "Mine"
+
+
+def test_the_same_labels_frozen_again_name_the_dataset_that_holds_them(
+    manager: Client, dataset: PreferenceDataset, round: Round
+) -> None:
+    again = manager.post(
+        reverse("dataset_new", args=[dataset.project.slug]),
+        {"rounds": [round.pk], "rule": "majority", "name": "again"},
+        follow=True,
+    ).content.decode()
+    assert f'are in <a href="{dataset.get_absolute_url()}">First &amp; best</a> already' in again
+    assert "already" not in manager.get(dataset.get_absolute_url()).content.decode()
+
+
+def rated_round(project: Project, ann: User) -> Round:
+    rated = judged.make_round(project, "rating")
+    policy = factories.make_policy(project)
+    for score in (1, 4):
+        task = judged.make_task(rated, judged.make_prompt(project, f"Rate {score}."), ["A fox."], [policy])
+        judged.say(task, ann, {"scores": {"overall": score}})
+    return rated
+
+
+def defaults_of(page: str) -> dict[str, list[str]]:
+    """What a browser would send when nobody touches the form."""
+    data: dict[str, list[str]] = {}
+    for tag in re.findall(r"<input[^>]*>", page):
+        given = dict(re.findall(r'(\w+)="([^"]*)"', tag))
+        if given.get("type") not in ("checkbox", "radio") or " checked" in tag:
+            data.setdefault(given["name"], []).append(given.get("value", ""))
+    return data
+
+
+@pytest.mark.parametrize("kind", ["comparison", "rating"])
+def test_what_the_page_shows_can_be_frozen_without_a_change(
+    manager: Client, project: Project, ann: User, kind: str
+) -> None:
+    rated_round(project, ann) if kind == "rating" else judged.compared_round(project, [ann], [[1], [2]])
+    address = reverse("dataset_new", args=[project.slug])
+    response = manager.post(address, defaults_of(manager.get(address).content.decode()))
+    assert response.status_code == 302
+    assert PreferenceDataset.objects.get().name == "Round 1 dataset"
+
+
+def test_a_dataset_of_ratings_says_that_no_run_takes_it(manager: Client, project: Project, ann: User) -> None:
+    made = freeze(project=project, rounds=[rated_round(project, ann)], rule="majority", name="rated")
+    page = manager.get(made.get_absolute_url()).content.decode()
+    assert "a run needs comparisons or rankings" in page
+    assert "Train on it" not in page
+    assert "median of their strengths" not in page
+    assert "both bad" not in page
+    assert "Ratings are kept one by one." in page
+
+
+def test_a_dataset_of_pairs_tells_its_rule_and_can_train(manager: Client, dataset: PreferenceDataset) -> None:
+    page = manager.get(dataset.get_absolute_url()).content.decode()
+    assert "median of their strengths" in page
+    assert "Train on it" in page
+    assert "Ratings are kept" not in page
+
+
+def test_the_first_row_of_each_table_is_shown_as_people_read_it(
+    manager: Client, dataset: PreferenceDataset
+) -> None:
+    page = manager.get(dataset.get_absolute_url()).content.decode()
+    assert '<h4>Chosen</h4><div class="prose"><p>A fox 0.</p>' in page
+    assert '<h4>Rejected</h4><div class="prose"><p>A hen 0.</p>' in page
+    assert "strength 3, margin 2, weight 1, p 1" in page
+    assert "<p>Tell me story 1.0.</p>" in page
+
+
+def test_a_ranking_is_shown_in_its_order(manager: Client, project: Project, ann: User) -> None:
+    ranked = judged.make_round(project, "ranking")
+    policy = factories.make_policy(project)
+    task = judged.make_task(ranked, judged.make_prompt(project, "Rank."), ["A hen.", "A fox."], [policy] * 2)
+    hen, fox = (item.completion_id for item in task.items.order_by("completion_id"))
+    judged.say(task, ann, {"ranks": {str(fox): 1, str(hen): 2}})
+    made = freeze(project=project, rounds=[ranked], rule="majority", name="ranked")
+    page = manager.get(made.get_absolute_url()).content.decode()
+    first, second = (page.index(f"<h4>Rank {rank}</h4>") for rank in (1, 2))
+    assert first < page.index("A fox.", first) < second < page.index("A hen.", second)
+    assert "strengths" not in page
+
+
+def test_a_preview_runs_nothing_that_a_completion_brings(
+    manager: Client, project: Project, ann: User
+) -> None:
+    round = judged.make_round(project)
+    policy = factories.make_policy(project)
+    texts = ["<script>alert(1)</script>", '<img src=x onerror="alert(1)">']
+    task = judged.make_task(round, judged.make_prompt(project, "<b hx-get='/'>Hi</b>"), texts, [policy] * 2)
+    judged.vote(task, ann, 2)
+    made = freeze(project=project, rounds=[round], rule="majority", name="hostile")
+    page = manager.get(made.get_absolute_url()).content.decode()
+    for hostile in ("<script>alert", "<img", "<b hx-get"):
+        assert hostile not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_a_dataset_whose_files_are_gone_still_has_a_page(manager: Client, dataset: PreferenceDataset) -> None:
+    shutil.rmtree(folder_of(dataset))
+    page = manager.get(dataset.get_absolute_url())
+    assert page.status_code == 200
+    assert "The first row of each table" not in page.content.decode()
 
 
 def test_a_link_can_choose_the_round(manager: Client, project: Project, round: Round, ann: User) -> None:
