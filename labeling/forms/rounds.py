@@ -206,7 +206,9 @@ def candidates(project: Project) -> QuerySet[Policy]:
 def _defaults(project: Project, kind: Protocol.Kind) -> dict[str, Any]:
     """The last round of this kind again; for the first one, what suits the prompts that are there."""
     defaults = {**_first_plan(project), "question": DEFAULT_QUESTIONS[kind], **_first_options()}
-    last = project.rounds.filter(protocol__kind=kind).order_by("-number").select_related("protocol").first()
+    # Imports make rounds too, with a plan that nobody can choose.
+    asked = project.rounds.filter(protocol__kind=kind, plan__source__in=("sample", "existing"))
+    last = asked.order_by("-number").select_related("protocol").first()
     if last is not None:
         options = dict(last.protocol.options)
         if "criteria" in options:
