@@ -98,6 +98,17 @@ def test_a_click_cancels_and_two_browsers_see_it(
         expect(browser.get_by_text("Cancelled before it started.")).to_be_visible()
 
 
+def test_a_queued_run_follows_the_queue_while_the_page_is_open(
+    page: Page, sign_in: Callable[..., None], mia: User, run: Run, project: Project, ann: User
+) -> None:
+    waiting = put_in(make_run(project, ann), "queued")
+    sign_in(page, mia)
+    page.goto(waiting.get_absolute_url())
+    expect(page.get_by_text(f"Run {run.pk} is on the device; it is next.")).to_be_visible()
+    put_in(run, "complete", worker="", leased_until=None)
+    expect(page.get_by_text("The device is free; it is next.")).to_be_visible(timeout=15_000)
+
+
 def test_hostile_names_of_metrics_and_messages_stay_text(
     page: Page, sign_in: Callable[..., None], mia: User, run: Run
 ) -> None:

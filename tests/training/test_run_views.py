@@ -313,6 +313,31 @@ def test_the_page_offers_what_the_state_allows(
     assert shown == offered
 
 
+def said_of_the_queue(manager: Client, run: Run) -> str:
+    return str(manager.get(run.get_absolute_url()).context["waits_behind"])
+
+
+def test_a_queued_run_says_what_it_waits_behind(
+    manager: Client, run: Run, project: Project, ann: User
+) -> None:
+    put_in(run, State.QUEUED)
+    last = put_in(make_run(project, ann), State.QUEUED)
+    assert said_of_the_queue(manager, run) == "The device is free; it is next."
+    assert said_of_the_queue(manager, last) == "The device is free; 1 more before it."
+    working = put_in(make_run(project, ann), State.RUNNING)
+    assert said_of_the_queue(manager, run) == f"Run {working.pk} is on the device; it is next."
+    assert said_of_the_queue(manager, last) == f"Run {working.pk} is on the device; 1 more before it."
+    assert said_of_the_queue(manager, working) == ""
+
+
+def test_the_queue_tells_of_another_project_only_that_it_has_a_run(
+    manager: Client, run: Run, ann: User
+) -> None:
+    put_in(run, State.QUEUED)
+    put_in(make_run(factories.make_project("Others"), ann), State.RUNNING)
+    assert said_of_the_queue(manager, run) == "A run of another project is on the device; it is next."
+
+
 def test_the_check_is_told_row_by_row_with_its_findings(manager: Client, run: Run) -> None:
     preflight = {
         "ok": False,

@@ -159,6 +159,17 @@ def test_a_run_that_needs_somebody_comes_first(
     assert next_of(project).url == run.get_absolute_url()
 
 
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [(State.CHECKING, "is being checked."), (State.QUEUED, "waits for the device.")],
+)
+def test_a_run_that_has_not_begun_is_not_called_under_way(
+    state: str, said: str, project: Project, frozen: PreferenceDataset
+) -> None:
+    run = add_run(frozen, Run.Method.DPO, state)
+    assert next_of(project).why == f"Run {run.pk} (DPO) {said}"
+
+
 def test_a_cancelled_run_is_not_pressed_upon_anybody(project: Project, frozen: PreferenceDataset) -> None:
     add_run(frozen, Run.Method.REWARD_MODEL, State.CANCELLED)
     assert next_of(project).label == "Train a reward model"

@@ -21,6 +21,7 @@ from training.ingredients import (
 )
 from training.models import Artifact, Run
 from training.views import evaluations
+from training.views.queue import waits_behind
 
 METHODS = (Run.Method.REWARD_MODEL, Run.Method.DPO)
 OVER = (Run.State.COMPLETE, Run.State.REFUSED, Run.State.FAILED, Run.State.CANCELLED)
@@ -133,6 +134,7 @@ def _state_context(run: Run) -> dict[str, Any]:
     return {
         "run": run,
         "preflight": evaluations.preflight_report(run.preflight),
+        "waits_behind": waits_behind(run),
         "time_left": _time_left(run),
         "took": run.ended_at - run.started_at if run.started_at and run.ended_at else None,
         "reward_evaluation": evaluations.reward_evaluation(run) if evaluation else None,

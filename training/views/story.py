@@ -17,6 +17,11 @@ from training.models import Artifact, GateDecision, Run
 from training.views.evaluations import policy_figures
 
 State = Run.State
+DOING = {
+    State.CHECKING: "is being checked",
+    State.QUEUED: "waits for the device",
+    State.RUNNING: "is under way",
+}
 
 
 @dataclass
@@ -197,7 +202,7 @@ def _follow(run: Run) -> Action | None:
     if run.state == State.READY:
         return Action(f"Look at run {run.pk} and start it", f"{name} is checked and can start.", url)
     if run.is_live:
-        return Action(f"Watch run {run.pk}", f"{name} is under way.", url)
+        return Action(f"Watch run {run.pk}", f"{name} {DOING[State(run.state)]}.", url)
     if run.state in (State.FAILED, State.REFUSED):
         return Action(f"See what stopped run {run.pk}", run.message or f"{name} did not end well.", url)
     return None
