@@ -25,6 +25,11 @@ from labeling.views.intervals import interval_of
 
 REPORT_SECONDS = 30  # how old a report may be when no label was added
 FLAGS_SECONDS = 3_600  # the texts of a round never change
+PURPOSES = {
+    Task.Purpose.TRAIN: "to train on",
+    Task.Purpose.TEST: "held out",
+    Task.Purpose.GATE: "for the gate",
+}
 
 
 class ManagerRequest(HttpRequest):
@@ -180,18 +185,13 @@ def _report(found: Round, *, done: int) -> RoundReport:
 
 
 def _page_context(found: Round) -> dict[str, Any]:
-    purposes = dict(
-        Task.objects.filter(round=found).values_list("purpose").annotate(n=Count("pk")).order_by("purpose")
-    )
+    counts = dict(Task.objects.filter(round=found).values_list("purpose").annotate(n=Count("pk")).order_by())
     return {
+        "is_planned": not counts,
         "purposes": [
-            (label, purposes[purpose])
-            for purpose, label in (
-                (Task.Purpose.TRAIN, "to train on"),
-                (Task.Purpose.TEST, "held out"),
-                (Task.Purpose.GATE, "for the gate"),
-            )
-            if purpose in purposes
+            (label, count)
+            for purpose, label in PURPOSES.items()
+            if (count := counts.get(purpose, 0) if counts else found.plan.get(f"{purpose}_prompts", 0))
         ],
         "flags": _flags(found),
         "datasets": found.datasets.all(),

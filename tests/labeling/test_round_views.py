@@ -480,7 +480,10 @@ def test_a_round_of_new_completions_waits_for_them(
     manager.post(new_round(project, "comparison"), filled(source="sample"))
     made = Round.objects.latest("pk")
     assert (made.state, made.plan["source"]) == (Round.State.WAITING, "sample")
-    assert "waits for completions" in manager.get(address("round", made)).content.decode()
+    page = manager.get(address("round", made)).content.decode()
+    assert "waits for completions" in page
+    assert f'<a href="{project.get_absolute_url()}">the project’s page</a>' in page
+    assert '3 to train on, 1 held out <span class="muted">(planned)</span>' in page
 
 
 def test_nobody_to_write_new_completions_is_said(manager: Client, project: Project, written: Policy) -> None:
