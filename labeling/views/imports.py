@@ -3,6 +3,7 @@
 from django.conf import settings
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.models import User
+from django.db.models import Count
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.cache import never_cache
@@ -12,7 +13,7 @@ from django_htmx.middleware import HtmxDetails
 from labeling.forms.imports import ImportForm
 from labeling.imports.background import mark_interrupted, start_import
 from labeling.imports.recognise import Form
-from labeling.models import Import, Project, Round
+from labeling.models import Import, Project, Prompt, Round
 from labeling.prompts import MAX_CHARACTERS
 
 LISTED = 20  # earlier imports on the page
@@ -68,10 +69,41 @@ def import_report(request: ManagerRequest, pk: int) -> HttpResponse:
         "form": next((known.described for known in Form if known.value == found.form), ""),
         "round": Round.objects.filter(pk=report.get("round")).first() if report.get("round") else None,
         "more_refused": max(0, report.get("refused", 0) - len(report.get("refusals", []))),
+        "took": _took(report.get("seconds", 0)),
+        "held_out": _held_out(found),
         "nothing_new": found.state == Import.State.COMPLETE and not _created(report),
     }
     template = "labeling/_import.html" if request.htmx else "labeling/import.html"
     return render(request, template, context)
+
+
+def _took(seconds: float) -> str:
+    """
+    >>> _took(0.04), _took(1.2), _took(75)
+    ('less than a second', '1 second', '1 min 15 s')
+    """
+    if seconds < 1:
+        return "less than a second"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} second{'' if whole == 1 else 's'}"
+    return f"{whole // 60} min {whole % 60} s"
+
+
+def _held_out(found: Import) -> int | None:
+    """How many of its new prompts are held out for testing; None when they cannot be told from others.
+
+    Its prompts are those made while it was under way, unless something else made prompts meanwhile.
+    """
+    if found.state != Import.State.COMPLETE or found.finished_at is None:
+        return None
+    made = Prompt.objects.filter(
+        project=found.project_id, created_at__range=(found.created_at, found.finished_at)
+    )
+    counts = dict(made.values_list("split").annotate(n=Count("pk")).order_by())
+    if sum(counts.values()) != found.report["prompts"]["created"]:
+        return None
+    return counts.get(Prompt.Split.TEST, 0)
 
 
 def _created(report: dict[str, dict[str, int]]) -> int:

@@ -1,5 +1,6 @@
 """The pages of imports: upload, watch, read what came of it."""
 
+import doctest
 import fcntl
 import json
 import threading
@@ -14,6 +15,7 @@ from django.urls import reverse
 
 from labeling.imports import background, import_file
 from labeling.models import Import, Label, Project, Prompt
+from labeling.views import imports
 
 GOOD = {"prompt": "Q", "chosen": "a", "rejected": "b"}
 
@@ -54,6 +56,32 @@ def test_a_file_comes_in_and_the_next_page_says_what_came_of_it(
     found = Import.objects.get()
     assert (found.state, found.report["stored"]) == (Import.State.COMPLETE, True)
     assert list((tmp_path / "imports").iterdir()) == []
+
+
+def test_the_examples_of_the_page_hold() -> None:
+    assert doctest.testmod(imports).failed == 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_report_says_how_many_prompts_are_held_out(manager: Client, project: Project) -> None:
+    project.test_percent = 50
+    project.save(update_fields=["test_percent"])
+    rows = [{"prompt": f"Question {number}"} for number in range(20)]
+    response = manager.post(page(project), upload(*rows), follow=True)
+    held_out = Prompt.objects.filter(split=Prompt.Split.TEST).count()
+    assert 0 < held_out < 20
+    said = response.content.decode()
+    assert f"<b>{held_out}</b><span>of them held out for testing</span>" in said
+    assert "20 rows read in less than a second" in said
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_report_counts_no_held_out_prompts_that_others_brought(manager: Client, project: Project) -> None:
+    manager.post(page(project), upload({"prompt": "Mine"}))
+    found = Import.objects.get()
+    Prompt.objects.create(project=project, messages=[], digest="0" * 64, split=Prompt.Split.TEST)
+    Prompt.objects.update(created_at=found.created_at)
+    assert "held out" not in manager.get(found.get_absolute_url()).content.decode()
 
 
 @pytest.mark.django_db(transaction=True)
