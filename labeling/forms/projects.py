@@ -5,8 +5,9 @@ from typing import Any
 
 from django import forms
 from django.contrib.auth.models import User
+from django.forms.boundfield import BoundField
 
-from labeling.forms.rounds import OF_KIND, RoundForm
+from labeling.forms.rounds import ALLOWANCES, OF_KIND, RoundForm
 from labeling.models import Membership, Project, Protocol
 from labeling.policies import PolicyRefused, check_location, starter_folder
 
@@ -63,6 +64,11 @@ class DetailsForm(forms.ModelForm):
     class Meta:
         model = Project
         fields = ["name", "guidelines"]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self["guidelines"].value():
+            self.fields["guidelines"].widget.attrs["rows"] = 4
 
     def clean_name(self) -> str:
         return _one_line(self.cleaned_data["name"])
@@ -136,6 +142,15 @@ class ProtocolForm(forms.Form):
         if low is not None and high is not None and low >= high:
             self.add_error("high", "The highest score must be above the lowest.")
         return cleaned
+
+    @property
+    def asked(self) -> list[BoundField]:
+        return [field for field in self if field.name not in ALLOWANCES.get(self.kind, ())]
+
+    @property
+    def allowed(self) -> list[BoundField]:
+        """The checkboxes: they stand in a row of their own."""
+        return [self[name] for name in ALLOWANCES.get(self.kind, ())]
 
     @property
     def options(self) -> dict[str, Any]:

@@ -246,6 +246,32 @@ def test_a_scale_that_is_none_is_refused(manager: Client, project: Project) -> N
     assert not Protocol.objects.exists()
 
 
+def test_what_is_allowed_stands_in_a_row_of_its_own(manager: Client, project: Project) -> None:
+    page = manager.get(settings_of(project) + "?kind=comparison").content.decode()
+    fields, allowed = page.split('<div class="row allowed">')
+    assert 'name="strengths"' in fields and 'name="tie"' not in fields
+    assert 'name="tie"' in allowed and 'name="both_bad"' in allowed
+    assert (
+        '<div class="row allowed">' not in manager.get(settings_of(project) + "?kind=rating").content.decode()
+    )
+
+
+def test_the_box_for_guidelines_is_small_until_there_are_some(manager: Client, project: Project) -> None:
+    assert 'rows="12"' in manager.get(settings_of(project)).content.decode()
+    Project.objects.update(guidelines="")
+    page = manager.get(settings_of(project)).content.decode()
+    assert 'rows="4"' in page and 'rows="12"' not in page
+
+
+def test_a_new_project_and_its_settings_agree_on_what_can_change(
+    client: Client, zed: User, manager: Client, project: Project
+) -> None:
+    assert "Fixed as soon as there are prompts" in manager.get(settings_of(project)).content.decode()
+    client.force_login(may_make_projects(zed))
+    page = client.get(reverse("project_new")).content.decode()
+    assert "the held-out share only until the first prompts are in" in page
+
+
 def test_an_unknown_kind_of_protocol_is_not_found(manager: Client, project: Project) -> None:
     assert manager.post(reverse("project_protocol", args=[project.slug, "duel"]), {}).status_code == 404
 
