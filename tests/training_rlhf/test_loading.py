@@ -10,7 +10,9 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from training.rlhf import loading, rendering, scoring
 from training.rlhf.loading import ModelRefused
@@ -189,3 +191,131 @@ def test_scores_do_not_depend_on_the_batch_or_the_order(folder: Path) -> None:
     whole = cast(Any, model)
     states = whole.model(input_ids=read).last_hidden_state
     assert whole.score(states)[0, -1, 0].item() == pytest.approx(alone[0], abs=1e-5)  # at the last token
+
+
+def save_gpt2(folder: Path) -> None:
+    """As GPT-2 is published: no padding token, one special token for everything, no row to spare."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bytes_alone = Tokenizer(models.BPE(vocab={t: n for n, t in enumerate(["<|end|>", *letters])}, merges=[]))
+    bytes_alone.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    transformers.PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=bytes_alone, eos_token="<|end|>", bos_token="<|end|>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=257, n_embd=32, n_layer=2, n_head=2, n_positions=256, bos_token_id=0, eos_token_id=0
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+
+
+def test_where_padding_is_eos_a_new_reward_model_still_reads_eos(tmp_path: Path) -> None:
+    """The state at EOS, one text at a time, is what is scored; after saving also by plain transformers."""
+    save_gpt2(tmp_path / "policy")
+    tokenizer = loading.load_tokenizer(str(tmp_path / "policy"))
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    model: Any = loading.load_reward_base(str(tmp_path / "policy"), seed=0)
+    loading.fit(model, tokenizer, where="")
+    talks = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * n}] for n in (1, 9)]
+    expected = []
+    for talk in talks:
+        ids = rendering.conversation_ids(tokenizer, talk)
+        assert ids[-1] == tokenizer.eos_token_id
+        expected.append(
+            model.score(model.transformer(torch.tensor([ids])).last_hidden_state)[0, -1, 0].item()
+        )
+    assert scoring.reward_scores(model, tokenizer, talks) == pytest.approx(expected, abs=1e-5)
+
+    model.save_pretrained(tmp_path / "reward")
+    tokenizer.save_pretrained(tmp_path / "reward")
+    scoring.write_canaries(model, tokenizer, folder=tmp_path / "reward")
+    again, its_tokenizer = loading.load_reward_model(tmp_path / "reward")
+    assert scoring.reward_scores(again, its_tokenizer, talks) == pytest.approx(expected, abs=1e-5)
+    plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
+    batch = transformers.AutoTokenizer.from_pretrained(tmp_path / "reward")(
+        [rendering.render_conversation(tokenizer, talk) for talk in talks], return_tensors="pt", padding=True
+    )
+    assert plain(**batch).logits[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_reward_model_from_before_is_read_where_it_was_trained(tmp_path: Path) -> None:
+    """One that padded with EOS, and so never read it, keeps its scores."""
+    save_gpt2(tmp_path)
+    tokenizer = loading.load_tokenizer(str(tmp_path))
+    model = loading.load_reward_base(str(tmp_path), seed=0)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    scoring.write_canaries(model, tokenizer, folder=tmp_path)
+    loading.load_reward_model(tmp_path)  # refused if a canary's score moved
+
+
+def save_encoder(folder: Path, tiny_policy: Path, kind: str) -> None:
+    shutil.copytree(tiny_policy, folder)
+    small: dict[str, Any] = {
+        "vocab_size": 262,
+        "num_attention_heads": 2,
+        "pad_token_id": 0,
+        "eos_token_id": 2,
+    }
+    size: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    if kind == "t5":
+        other: dict[str, Any] = {"d_model": 32, "d_ff": 64, "num_layers": 2, "num_heads": 2, "d_kv": 16}
+        t5 = transformers.T5Config(**(small | other | {"decoder_start_token_id": 0}))
+        transformers.T5ForConditionalGeneration(t5).save_pretrained(folder)
+    else:
+        bert = transformers.BertConfig(**(small | size), is_decoder=kind == "bert as decoder")
+        transformers.BertLMHeadModel(bert).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+def test_an_encoder_is_neither_policy_nor_reward_model(kind: str, tiny_policy: Path, tmp_path: Path) -> None:
+    save_encoder(tmp_path / kind, tiny_policy, kind)
+    for load in (loading.load_policy, lambda folder: loading.load_reward_base(folder, seed=0)):
+        with pytest.raises(ModelRefused, match=f"encoder.*{kind}") as refused:
+            load(str(tmp_path / kind))
+        assert "causal" in refused.value.do
+
+
+def test_a_bert_that_was_made_a_decoder_may_write(tiny_policy: Path, tmp_path: Path) -> None:
+    save_encoder(tmp_path / "decoder", tiny_policy, "bert as decoder")
+    assert loading.load_policy(str(tmp_path / "decoder")).can_generate()
+
+
+def torn(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def without_a_tensor(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def with_another_shape(folder: Path) -> None:
+    change(folder / "config.json", intermediate_size=48)
+
+
+@pytest.mark.parametrize("damage", [torn, without_a_tensor, with_another_shape])
+@pytest.mark.parametrize("purpose", ["policy", "reward_base", "reward_model"])
+def test_damage_is_seen_in_the_headers_alone(folder: Path, damage: Any, purpose: Any) -> None:
+    if purpose == "reward_model":
+        loading.load_reward_base(str(folder), seed=0).save_pretrained(folder)
+    loading.check_weights(str(folder), purpose=purpose)
+    damage(folder)
+    with pytest.raises(ModelRefused):
+        loading.check_weights(str(folder), purpose=purpose)
+
+
+def test_a_policy_is_no_reward_model_by_its_headers_either(folder: Path) -> None:
+    with pytest.raises(ModelRefused, match="score"):
+        loading.check_weights(str(folder), purpose="reward_model")
+
+
+def test_on_a_cpu_a_policy_is_served_in_fp32_and_on_a_gpu_as_it_is_stored(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading.load_policy(str(folder), dtype=torch.bfloat16).save_pretrained(folder)
+    for on_gpu, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda on_gpu=on_gpu: on_gpu)
+        assert loading.serving_dtype(str(folder)) == dtype

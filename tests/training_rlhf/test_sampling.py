@@ -10,21 +10,33 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
+from transformers import GenerationConfig
 
 from training.rlhf import loading, progress, rendering, sampling
 from training.rlhf.config import RunConfig, Sampling
 from training.rlhf.failures import Refused
 from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl, write_json
+from training.rlhf.starter import world
+from training.rlhf.starter.build import SHIPPED
 
 pytestmark = pytest.mark.training
 
 TALKS = [[{"role": "user", "content": "Hello" + "!" * number}] for number in (1, 20, 5, 9, 0)]
+STORIES = [[{"role": "user", "content": prompt}] for prompt in world.prompts(8, seed=3)]
 
 
 @pytest.fixture(scope="module")
 def policy(tiny_policy: Path) -> tuple[Any, Any]:
     model, tokenizer = loading.load_policy(str(tiny_policy)), loading.load_tokenizer(str(tiny_policy))
     loading.fit(model, tokenizer, where=str(tiny_policy))
+    return model, tokenizer
+
+
+@pytest.fixture(scope="module")
+def starter() -> tuple[Any, Any]:
+    """A policy that was trained: its texts are long, and sure enough of themselves to be shaped."""
+    model, tokenizer = loading.load_policy(str(SHIPPED)), loading.load_tokenizer(str(SHIPPED))
+    loading.fit(model, tokenizer, where=str(SHIPPED))
     return model, tokenizer
 
 
@@ -71,24 +83,63 @@ def test_without_temperature_the_likeliest_token_is_taken_whoever_shares_the_bat
             ids.append(token)
 
 
-def test_nothing_but_temperature_and_top_p_shapes_the_draw(policy: tuple[Any, Any]) -> None:
-    """A model's own generation_config (top-k 1 would be greedy) must not sharpen what we call its samples."""
-    model, tokenizer = policy
-    model.generation_config.top_k = 1
-    model.generation_config.repetition_penalty = 50.0
+# Each shapes what the starter writes in 40 tokens: transformers fills settings that ours leave from these.
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"repetition_penalty": 1.1}, {"top_k": 1}, {"min_p": 0.3}, {"typical_p": 0.2}, {"num_beams": 3},
+        {"no_repeat_ngram_size": 2}, {"min_new_tokens": 39}, {"suppress_tokens": list(range(100, 500))},
+        {"bad_words_ids": [[number] for number in range(100, 500)]}, {"temperature": 0.1}, {"top_p": 0.1},
+        {"max_time": 0.0}, {"epsilon_cutoff": 0.1},
+    ],
+    ids=lambda declared: next(iter(declared)),
+)  # fmt: skip
+def test_what_a_model_declares_for_its_generation_does_not_shape_the_draw(
+    starter: tuple[Any, Any], declared: dict[str, Any]
+) -> None:
+    """The texts are those of the same weights without it: they are the policy's own samples."""
+    model, tokenizer = starter
+    settings = Sampling(max_new_tokens=40)
+    expected = sampling.generate(model, tokenizer, STORIES, sampling=settings, seed=5)
+    before = model.generation_config
+    model.generation_config = GenerationConfig(**(before.to_dict() | declared))  # type: ignore[no-untyped-call]
     try:
-        drawn = sampling.generate(
-            model, tokenizer, TALKS[:1] * 400, sampling=Sampling(max_new_tokens=1), seed=0
-        )
+        assert sampling.generate(model, tokenizer, STORIES, sampling=settings, seed=5) == expected
+        assert getattr(model.generation_config, next(iter(declared))) == next(iter(declared.values()))
     finally:
-        model.generation_config.top_k = None
-        model.generation_config.repetition_penalty = None
+        model.generation_config = before
+
+
+def test_samples_follow_the_models_probabilities(policy: tuple[Any, Any]) -> None:
+    model, tokenizer = policy
+    drawn = sampling.generate(model, tokenizer, TALKS[:1] * 400, sampling=Sampling(max_new_tokens=1), seed=0)
     with torch.inference_mode():
         logits = model(torch.tensor([rendering.prompt_ids(tokenizer, TALKS[0])])).logits[0, -1]
     probabilities = logits.float().softmax(-1)
     surprise = -sum(probabilities[one.ids[0]].log().item() for one in drawn) / len(drawn)
     entropy = -(probabilities * probabilities.log()).sum().item()
     assert surprise == pytest.approx(entropy, abs=0.1)
+
+
+def test_a_stop_is_heard_at_the_next_token_and_leaves_the_model_as_it_was(
+    policy: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = policy
+    declared = model.generation_config
+    steps = []
+
+    def count(*_: Any) -> None:
+        steps.append(1)
+        monkeypatch.setattr(progress._Stop, "requested", len(steps) == 3)
+
+    hook = model.register_forward_hook(count)
+    try:
+        with pytest.raises(progress.Cancelled):
+            sampling.generate(model, tokenizer, TALKS, sampling=Sampling(max_new_tokens=30), seed=0)
+    finally:
+        hook.remove()
+    assert len(steps) == 3
+    assert model.generation_config is declared
 
 
 def test_a_turn_ends_at_eos_and_says_so(policy: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,12 +163,22 @@ def test_a_prompt_longer_than_the_model_keeps_its_end(policy: tuple[Any, Any]) -
     talk = [{"role": "user", "content": "x" * 2000}]
     drawn = sampling.generate(*policy, [talk, *TALKS], sampling=Sampling(max_new_tokens=5), seed=0)
     assert len(drawn) == 6 and drawn[0].tokens >= 1
+    for asked, one in zip([talk, *TALKS], drawn, strict=True):
+        whole = rendering.prompt_ids(policy[1], asked)
+        assert list(one.prompt_ids) == whole[-251:]  # 256 positions, 5 of them for what is written
+
+
+def test_more_tokens_than_the_model_has_positions_are_as_many_as_fit(policy: tuple[Any, Any]) -> None:
+    (one,) = sampling.generate(*policy, TALKS[:1], sampling=Sampling(max_new_tokens=100_000), seed=0)
+    assert len(one.prompt_ids) + one.tokens <= 256
 
 
 def test_no_text_holds_a_nul(policy: tuple[Any, Any]) -> None:
     _, tokenizer = policy
     ids = tokenizer("a\0b", add_special_tokens=False)["input_ids"]
-    assert sampling._sampled(tokenizer, ids, [tokenizer.eos_token_id]).text == "a\N{REPLACEMENT CHARACTER}b"
+    assert (
+        sampling._sampled(tokenizer, [], ids, [tokenizer.eos_token_id]).text == "a\N{REPLACEMENT CHARACTER}b"
+    )
 
 
 @pytest.fixture
@@ -170,7 +231,7 @@ def test_a_run_that_is_stopped_leaves_no_completions(
     sampling_run: Callable[..., tuple[RunDir, RunConfig]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir, config = sampling_run([{"prompt": talk, "policies": ["7"]} for talk in TALKS])
-    monkeypatch.setattr(sampling, "stop_requested", lambda: True)
+    monkeypatch.setattr(progress._Stop, "requested", True)
     with pytest.raises(progress.Cancelled):
         sampling.run(run_dir, config, ProgressWriter(run_dir))
     assert sorted(path.name for path in run_dir.path.iterdir()) == ["config.json", "data", "progress.jsonl"]

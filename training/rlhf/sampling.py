@@ -1,8 +1,9 @@
 """A policy writes: `generate` for whoever has a model in hand, `run` for a sampling run's folder.
 
 Completions are drawn from the policy's own distribution: the temperature and top-p asked for, nothing else.
-What a model's generation_config adds (top-k, penalties) would make the samples another policy's than the one
-that is trained and judged. The seed fixes every draw of a batch; equal inputs give equal texts.
+What a model's generation_config adds (top-k, penalties, beams) would make the samples another policy's than
+the one that is trained and judged, so it is set aside while the model writes, but for the tokens that it
+names as the end of a turn. The seed fixes every draw of a batch; equal inputs give equal texts.
 """
 
 import json
@@ -13,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
 from training.rlhf import loading, rendering, scoring
 from training.rlhf.config import RunConfig, Sampling
 from training.rlhf.failures import Refused
-from training.rlhf.progress import Cancelled, stop_requested
+from training.rlhf.model_files import positions
+from training.rlhf.progress import raise_if_stopped
 from training.rlhf.run_dir import ProgressWriter, RunDir, SampledCompletion, SampleRequest, read_jsonl
 
 _FIRST_STRETCH = 32  # tokens
@@ -27,10 +29,14 @@ _SMALL = 10_000_000  # parameters
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """One completion: its text, how it ended, and its tokens, the one that ended it among them."""
+    """One completion: its text, how it ended, and its tokens, the one that ended it among them.
+
+    `prompt_ids` are the tokens that it was written after: a long prompt may have lost its oldest ones.
+    """
 
     text: str
     finish: Literal["eos", "length"]
+    prompt_ids: tuple[int, ...]
     ids: tuple[int, ...]
 
     @property
@@ -49,36 +55,39 @@ def generate(
 ) -> list[Sampled]:
     """One completion for each conversation, in order; the same conversation twice gives two draws.
 
-    `on_batch` hears after each batch how many are done, and may raise to stop. A prompt that leaves no room
-    for `max_new_tokens` within the model's positions loses its oldest tokens.
+    `on_batch` hears after each batch how many are done, and may raise to stop; a stop that was asked for is
+    heard at every token and raises Cancelled. A prompt that leaves no room for `max_new_tokens` within the
+    model's positions loses its oldest tokens.
 
     All write a stretch of tokens, then those that have not ended write on, in full batches again. A batch
     that runs until its longest text ends spends most of its steps on padding; this takes 0.4 of the time.
     """
-    prompts = _prompts(model, tokenizer, conversations, sampling)
+    most = min(sampling.max_new_tokens, positions(model.config) - 1)
+    room = positions(model.config) - most
+    prompts = [rendering.prompt_ids(tokenizer, messages)[-room:] for messages in conversations]
     ends = _end_ids(model, tokenizer)
     written: list[list[int]] = [[] for _ in prompts]
     # Prompts of like length share a batch, so that little is padded.
     writing = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     stretch, draws = _FIRST_STRETCH, 0
     while writing:
-        tokens = min(stretch, sampling.max_new_tokens - len(written[writing[0]]))
+        tokens = min(stretch, most - len(written[writing[0]]))
         unfinished: list[int] = []
         for start in range(0, len(writing), sampling.batch_size):
             batch = writing[start : start + sampling.batch_size]
             rows = [[*prompts[index], *written[index]] for index in batch]
             config = _generation_config(tokenizer, sampling, ends=ends, tokens=tokens)
-            with _threads_for(model):
+            with _threads_for(model), _its_own_distribution(model):
                 texts = _write_on(model, tokenizer, rows, config, seed + draws)
             for index, new in zip(batch, texts, strict=True):
                 written[index] += new
-                if new[-1] not in ends and len(written[index]) < sampling.max_new_tokens:
+                if new[-1] not in ends and len(written[index]) < most:
                     unfinished.append(index)
             draws += 1
             on_batch(len(prompts) - len(unfinished) - (len(writing) - start - len(batch)))
         writing = unfinished
         stretch *= 2  # what was written is read again each time: growing stretches keep that below double
-    return [_sampled(tokenizer, ids, ends) for ids in written]
+    return [_sampled(tokenizer, prompt, ids, ends) for prompt, ids in zip(prompts, written, strict=True)]
 
 
 def run(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> None:
@@ -87,7 +96,7 @@ def run(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> None:
     Lines stand in the order of the requests. The file appears by rename when all is drawn: a run that was
     stopped begins again, and draws the same.
     """
-    requests = _read_requests(run_dir, config)
+    requests = read_requests(run_dir, config)
     wanted = [(number, policy) for number, one in enumerate(requests) for policy in one["policies"]]
     texts: dict[int, Sampled] = {}  # by place in `wanted`
     progress.total_steps = len(wanted)
@@ -97,15 +106,14 @@ def run(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> None:
             continue
         progress.write(f"Loading {name}")
         tokenizer = loading.load_tokenizer(location)
-        model = loading.load_policy(location)
+        model = loading.load_policy(location, dtype=loading.serving_dtype(location))
         loading.fit(model, tokenizer, where=location)
         loading.use_device(model)
 
         def tell(done: int, before: int = len(texts), name: str = name) -> None:
             progress.step = before + done
             progress.write(f"{name} writes")
-            if stop_requested():
-                raise Cancelled
+            raise_if_stopped()
 
         drawn = generate(
             model,
@@ -150,15 +158,23 @@ def policy_seed(seed: int, number: int) -> int:
     return (seed * 1_000_003 + number * 7_919_317) % 2**63
 
 
-def _prompts(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[rendering.Messages],
-    sampling: Sampling,
-) -> list[list[int]]:
-    positions = getattr(model.config, "max_position_embeddings", None) or 1_000_000
-    room = max(1, positions - sampling.max_new_tokens)
-    return [rendering.prompt_ids(tokenizer, messages)[-room:] for messages in conversations]
+class _StopWhenAsked(StoppingCriteria):
+    """Hears a stop between two tokens: a stretch of a large model takes minutes."""
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
+        raise_if_stopped()
+        return cast(torch.BoolTensor, torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device))
+
+
+@contextmanager
+def _its_own_distribution(model: PreTrainedModel) -> Iterator[None]:
+    """Without the model's generation_config, from which transformers fills every setting that ours leaves."""
+    before = model.generation_config
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 @contextmanager
@@ -189,7 +205,10 @@ def _write_on(
     with torch.random.fork_rng(devices=cuda):  # whoever calls keeps their own draws
         torch.manual_seed(seed)
         output = cast(Any, model).generate(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+            stopping_criteria=[_StopWhenAsked()],
         )
     # Behind the end of a row there is padding.
     return [_through_end(row, config.eos_token_id) for row in output[:, ids.shape[1] :].tolist()]
@@ -218,17 +237,21 @@ def _through_end(row: list[int], ends: list[int]) -> list[int]:
     return row[: place + 1]
 
 
-def _sampled(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: list[int]) -> Sampled:
+def _sampled(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[int], ids: list[int], ends: list[int]
+) -> Sampled:
     text = str(tokenizer.decode(ids, skip_special_tokens=True))
     return Sampled(
         # No database takes NUL, and a policy over bytes may draw one.
         text=text.replace("\0", "\N{REPLACEMENT CHARACTER}"),
         finish="eos" if ids[-1] in ends else "length",
+        prompt_ids=tuple(prompt),
         ids=tuple(ids),
     )
 
 
-def _read_requests(run_dir: RunDir, config: RunConfig) -> list[SampleRequest]:
+def read_requests(run_dir: RunDir, config: RunConfig) -> list[SampleRequest]:
+    """The lines of requests.jsonl. Raises Refused when there is none, or one asks an unknown policy."""
     path = run_dir.data / "requests.jsonl"
     requests: list[SampleRequest] = list(read_jsonl(path))
     if not requests:

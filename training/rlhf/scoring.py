@@ -13,6 +13,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from training.rlhf import rendering, run_dir
+from training.rlhf.model_files import positions
+from training.rlhf.progress import raise_if_stopped
 
 CANARIES = "canaries.json"
 _TOLERANCE = 0.02  # other kernels and bf16 storage move a score by less; another reading point by far more
@@ -40,12 +42,14 @@ def reward_scores(
     """One score for each conversation (prompt and answer together), in order. Longest first, to pad little.
 
     A conversation over the model's positions loses its oldest tokens, as the score is read at the end.
+    Raises Cancelled between two batches when a stop was asked for.
     """
-    limit = getattr(model.config, "max_position_embeddings", None) or 1_000_000
+    limit = positions(model.config)
     rows = [rendering.conversation_ids(tokenizer, messages)[-limit:] for messages in conversations]
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     scores = [0.0] * len(rows)
     for start in range(0, len(order), batch_size):
+        raise_if_stopped()
         batch = order[start : start + batch_size]
         ids, mask = padded([rows[index] for index in batch], pad_id=int(tokenizer.pad_token_id))
         logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
