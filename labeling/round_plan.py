@@ -202,4 +202,7 @@ def _in_order_of_choice(round: Round, prompt_ids: Iterable[int]) -> list[int]:
 
 
 def _completions(round: Round, split: str) -> QuerySet[Completion]:
-    return Completion.objects.filter(prompt__project=round.project_id, prompt__split=split)
+    """By the project's policies: what an import has not stored whole yet is by another one's."""
+    return Completion.objects.filter(
+        prompt__project=round.project_id, prompt__split=split, policy__project=round.project_id
+    )

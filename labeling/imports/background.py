@@ -1,8 +1,8 @@
 """Imports from a browser: a thread of the web process reads the file, and the import's row tells how far.
 
 The thread holds a lock on the uploaded file, which the system releases when the process dies, however it
-dies. So an import whose row says that it is under way, and whose file nobody holds, was interrupted; its one
-transaction was never committed, and nothing of it is stored. All web processes share VAR_DIR on one machine.
+dies. So an import whose row says that it is under way, and whose file nobody holds, was interrupted: what it
+stored was never shown (labeling.imports.staging). All web processes share VAR_DIR on one machine.
 """
 
 import fcntl
@@ -22,6 +22,7 @@ from django.utils import timezone
 from labeling.imports.items import UnreadableFile
 from labeling.imports.report import ImportReport, Progress
 from labeling.imports.run import clean_name, import_file
+from labeling.imports.staging import discard_leftovers
 from labeling.models import Import, Project
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def mark_interrupted(rows: Iterable[Import]) -> None:
             )
             if changed:
                 _path(row.upload).unlink(missing_ok=True)
+                discard_leftovers(row.project)
             row.refresh_from_db()
 
 
@@ -109,9 +111,7 @@ def _import(row: Import, path: Path) -> None:
     mine = Import.objects.under_way().filter(pk=row.pk)
 
     def tell(now: Progress) -> None:
-        # While it stores, its own transaction is the only one that may write on SQLite.
-        if now.phase == "reading":
-            mine.update(done=now.done, total=now.total)
+        mine.update(done=now.done, total=now.total)
 
     def complete(report: ImportReport) -> None:
         # In the transaction that stores: the row says "complete" when everything is there, and not before.

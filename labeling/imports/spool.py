@@ -1,7 +1,7 @@
 """Between reading and storing: the checked and rendered items of a file, on disk.
 
-Reading a large file takes minutes, mostly for rendering its markdown; storing is one transaction, and on
-SQLite every other writer waits for it. So everything slow happens before, and memory holds one batch.
+Reading a large file takes minutes, mostly for rendering its markdown; on SQLite every other writer waits
+for a transaction that stores. So everything slow happens before, and memory holds one batch.
 """
 
 import json
@@ -18,7 +18,7 @@ from labeling.models.prompts import Message
 from labeling.prompts import digest_of
 from labeling.rendering import render_markdown
 
-BATCH = 500
+BATCH = 200  # items stored by one transaction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

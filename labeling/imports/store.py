@@ -8,18 +8,21 @@ a label key that follows from what it says.
 """
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid5
 
 from django.contrib.auth.models import User
-from django.db.models import Max, OuterRef, Subquery
+from django.db import connection, transaction
+from django.db.models import OuterRef, Subquery
 from django.utils import timezone
 
 from labeling.imports.items import Comparison, Ranking, UnreadableFile
 from labeling.imports.report import ImportReport, Progress, Tally
 from labeling.imports.spool import ReadyItem, Spool
+from labeling.imports.staging import publish
 from labeling.models import (
     Assignment,
     Completion,
@@ -35,6 +38,8 @@ from labeling.models import (
 )
 from labeling.prompts import NewCompletion, add_completions, add_prompts
 from labeling.protocols import version_of
+
+LONGEST_PAUSE = 0.3  # seconds
 
 _KEYS = UUID("6f0c6b0e-3f0b-5d55-9a53-8c1f6f6f1c58")  # namespace of the keys of imported labels
 
@@ -55,11 +60,12 @@ class _Judged:
 
 
 class Store:
-    """Writes batches inside the caller's transaction, and counts into the report."""
+    """Writes batches into a hidden project (labeling.imports.staging), each in a transaction of its own, and
+    counts into the report."""
 
-    def __init__(self, *, project: Project, report: ImportReport) -> None:
-        # One import into a project at a time: the lock also gives out round numbers.
-        self._project = Project.objects.select_for_update(no_key=True).get(pk=project.pk)
+    def __init__(self, *, project: Project, hidden: Project, report: ImportReport) -> None:
+        self._project = project
+        self._hidden = hidden
         self._report = report
         self._prompts: set[int] = set()
         self._completions: set[int] = set()
@@ -72,29 +78,39 @@ class Store:
         done = 0
         for batch in spool.batches():
             tell(Progress(phase="storing", done=done, total=len(spool)))
-            prompts = self._store_prompts(batch)
-            completions = self._store_completions(batch, prompts)
-            self._store_judgements(batch, prompts, completions)
+            began = time.monotonic()
+            with transaction.atomic():
+                prompts = self._store_prompts(batch)
+                completions = self._store_completions(batch, prompts)
+                self._store_judgements(batch, prompts, completions)
             done += len(batch)
-        self._finish()
+            if connection.vendor == "sqlite":  # one writer at a time: labels have their turn in between
+                time.sleep(min(time.monotonic() - began, LONGEST_PAUSE))
+        self._count_labels()
+
+    def publish(self) -> None:
+        """Let everything be seen at once, inside the caller's transaction."""
+        round = publish(self._hidden, into=self._project)
+        self._report.round = round.pk if round is not None else None
 
     def _store_prompts(self, batch: Sequence[ReadyItem]) -> list[Prompt]:
         digests = {item.digest for item in batch}
-        known = set(
-            Prompt.objects.filter(project=self._project, digest__in=digests).values_list("pk", flat=True)
+        known = {p.digest: p for p in Prompt.objects.filter(project=self._project, digest__in=digests)}
+        new = [item for item in batch if item.digest not in known]
+        made = add_prompts(
+            project=self._hidden,
+            conversations=[item.prompt for item in new],
+            html={item.digest: item.html for item in new},
         )
-        prompts = add_prompts(
-            project=self._project,
-            conversations=[item.prompt for item in batch],
-            html={item.digest: item.html for item in batch},
-        )
-        for item, prompt in zip(batch, prompts, strict=True):
+        prompts = known | {prompt.digest: prompt for prompt in made}
+        for item in batch:
+            prompt = prompts[item.digest]
             if prompt.pk in self._prompts:
                 self._report.repeated += not item.replies
                 continue
             self._prompts.add(prompt.pk)
-            _count(self._report.prompts, known=prompt.pk in known)
-        return prompts
+            _count(self._report.prompts, known=item.digest in known)
+        return [prompts[item.digest] for item in batch]
 
     def _store_completions(self, batch: Sequence[ReadyItem], prompts: Sequence[Prompt]) -> list[list[int]]:
         """The ids of each item's completions; a text that stands in the project by an import is that one."""
@@ -179,12 +195,12 @@ class Store:
             for task, one in zip(tasks, new, strict=True)
             for pk in one.completions
         )
-        # Open first, done in `_finish`: an assignment that is done needs its label, and the label needs it.
+        # Open first: an assignment that is done needs its label, and the label needs it.
         assignments = Assignment.objects.bulk_create(
             Assignment(round=round, task=task, slot=0, position=position, shown=one.completions)
             for position, (task, one) in enumerate(zip(tasks, new, strict=True), start=round.wanted)
         )
-        Label.objects.bulk_create(
+        labels = Label.objects.bulk_create(
             Label(
                 assignment=assignment,
                 rater=rater,
@@ -195,29 +211,35 @@ class Store:
             )
             for assignment, one in zip(assignments, new, strict=True)
         )
+        label = Label.objects.filter(assignment=OuterRef("pk"), key__in=[one.key for one in labels])
+        Assignment.objects.filter(pk__in=[assignment.pk for assignment in assignments]).update(
+            state=Assignment.State.DONE,
+            rater=rater,
+            label_id=Subquery(label.values("pk")[:1]),
+            leased_at=round.opened_at,
+        )
         round.wanted += len(new)
 
-    def _finish(self) -> None:
-        if self._round is None:
+    def _count_labels(self) -> None:
+        round = self._round
+        if round is None:
             return
-        round, rater = self._round, self._imported_rater()
-        label = Label.objects.filter(assignment=OuterRef("pk")).values("pk")[:1]
-        Assignment.objects.filter(round=round).update(
-            state=Assignment.State.DONE, rater=rater, label_id=Subquery(label), leased_at=round.opened_at
-        )
         round.next_position = round.wanted
-        round.save(update_fields=["wanted", "next_position"])
-        RaterProgress.objects.create(round=round, rater=rater, cursor=round.wanted - 1, labels=round.wanted)
-        self._report.round = round.pk
+        with transaction.atomic():
+            round.save(update_fields=["wanted", "next_position"])
+            RaterProgress.objects.create(
+                round=round, rater=self._imported_rater(), cursor=round.wanted - 1, labels=round.wanted
+            )
 
     def _closed_round(self, judgement: Comparison | Ranking) -> Round:
         if self._round is None:
-            last = self._project.rounds.aggregate(last=Max("number"))["last"] or 0
             now = timezone.now()
+            kind = Protocol.Kind.COMPARISON if isinstance(judgement, Comparison) else Protocol.Kind.RANKING
+            question, options = _PROTOCOLS[kind]
             self._round = Round.objects.create(
-                project=self._project,
-                number=last + 1,
-                protocol=self._protocol(judgement),
+                project=self._hidden,
+                number=1,
+                protocol=version_of(project=self._hidden, kind=kind, question=question, options=options),
                 state=Round.State.CLOSED,
                 plan={"source": "import", "file": self._report.name, "form": self._report.form},
                 opened_at=now,
@@ -225,20 +247,10 @@ class Store:
             )
         return self._round
 
-    def _protocol(self, judgement: Comparison | Ranking) -> Protocol:
-        """The newest version that allows what files say: importing does not change what raters are asked."""
-        kind = Protocol.Kind.COMPARISON if isinstance(judgement, Comparison) else Protocol.Kind.RANKING
-        question, options = _PROTOCOLS[kind]
-        needed = {name: value for name, value in options.items() if name != "both_bad"}.items()
-        for protocol in self._project.protocols.filter(kind=kind).order_by("-version"):
-            if needed <= protocol.options.items():
-                return protocol
-        return version_of(project=self._project, kind=kind, question=question, options=options)
-
     def _external_policy(self) -> Policy:
         if self._policy is None:
             self._policy, _ = Policy.objects.get_or_create(
-                project=self._project,
+                project=self._hidden,
                 name=f"imported: {self._report.name}"[:120],
                 defaults={"state": Policy.State.EXTERNAL},
             )

@@ -9,17 +9,20 @@ from django.urls import reverse
 
 AnyUser = AbstractUser | AnonymousUser
 
+# Begins the slug of a project that no page lists (labeling.imports.staging); no name makes such a slug.
+HIDDEN = "_"
+
 
 class ProjectQuerySet(models.QuerySet["Project"]):
     def visible_to(self, user: AnyUser) -> Self:
         """Projects that the user belongs to in any role; every project for a superuser."""
         if user.is_superuser:
-            return self
+            return self.exclude(slug__startswith=HIDDEN)
         return self.filter(memberships__user_id=user.pk).distinct()
 
     def managed_by(self, user: AnyUser) -> Self:
         if user.is_superuser:
-            return self
+            return self.exclude(slug__startswith=HIDDEN)
         return self.filter(memberships__user_id=user.pk, memberships__role=Membership.Role.MANAGER)
 
 

@@ -202,7 +202,7 @@ def test_a_failure_while_storing_leaves_nothing(
     def fail(self: Store) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Store, "_finish", fail)
+    monkeypatch.setattr(Store, "publish", fail)
     with pytest.raises(OSError, match="No space left"):
         bring(project, tmp_path, lines(GOOD))
     assert nothing_is_stored()
