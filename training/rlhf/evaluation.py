@@ -2,23 +2,52 @@
 
 `evaluate_reward_model` and `evaluate_policy` load model/ at the end of a run as anybody would and write
 evaluation.json; the latter also leaves what both policies wrote, for people to read. Lengths are in tokens,
-log-probabilities and KL in nats; KL is for a whole completion.
+log-probabilities and KL in nats; KL is for a whole completion. A policy is in memory alone, in the numbers in
+which it is served (training.rlhf.loading.serving_dtype).
+
+The model is whole before any of this begins, so an evaluation that fails leaves its error in place of the
+figures, and the run comes home.
 """
 
+import gc
+import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from training.rlhf import figures, loading, rendering, sampling, scoring
-from training.rlhf.config import RunConfig
+from training.rlhf import failures, figures, held_out, loading, rendering, sampling, scoring
+from training.rlhf.checkpoints import is_disk_full
+from training.rlhf.config import RunConfig, Sampling
 from training.rlhf.data import drop_too_long, read_for_reward_model
 from training.rlhf.estimate import length_limit
+from training.rlhf.model_files import causal_config
 from training.rlhf.progress import raise_if_stopped, report
-from training.rlhf.run_dir import ProgressWriter, RunDir, SampledCompletion, read_jsonl, write_json
+from training.rlhf.run_dir import (
+    EXIT_REFUSED,
+    ProgressWriter,
+    RunDir,
+    RunError,
+    SampledCompletion,
+    write_json,
+)
 
-MOST_PROMPTS = 256  # of prompts.test.jsonl; more would cost time and narrow the interval little
+MARGIN_NOTE = (
+    "Trained with margins: the loss asks for a larger difference where people preferred strongly, so the "
+    "model is surer than right by design. Read ece and calibration as an upper bound of over-confidence."
+)
+KL_NOTE = (
+    "KL is between the policies themselves: texts drawn with top-p below 1 or without temperature are not "
+    "theirs, so it cannot be measured on them."
+)
+
+
+class Drawn(NamedTuple):
+    """What the new and the old policy wrote to the same prompts, and how likely the new one's tokens are."""
+
+    samples: dict[str, list[sampling.Sampled]]
+    logps: dict[str, list[torch.Tensor]]  # of the new policy's completions, by either; empty without a KL
 
 
 @torch.inference_mode()
@@ -31,11 +60,16 @@ def completion_logprobs(
     batch_size: int = 32,
     temperature: float = 1.0,
 ) -> list[torch.Tensor]:
-    """Log-probability of each token of each completion after its prompt: one tensor [tokens] for each."""
+    """Log-probability of each token of each completion after its prompt: one tensor [tokens] for each.
+
+    At a temperature, but of the whole distribution: they say nothing of what was drawn with top-p below 1 or
+    greedily. Raises Cancelled between two batches when a stop was asked for.
+    """
     rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     found: dict[int, torch.Tensor] = {}
     for start in range(0, len(order), batch_size):
+        raise_if_stopped()
         batch = order[start : start + batch_size]
         ids, mask = scoring.padded([rows[index] for index in batch], pad_id=pad_id)
         ids, mask = ids.to(model.device), mask.to(model.device)
@@ -43,11 +77,11 @@ def completion_logprobs(
         first = min(len(prompts[index]) for index in batch)
         keep = ids.shape[1] - first + 1
         logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=keep).logits
-        logp = torch.log_softmax(logits[:, :-1].float() / temperature, dim=-1)
-        logp = logp.gather(2, ids[:, first:, None])[..., 0].cpu()  # [rows, longest - first]
-        for place, index in enumerate(batch):
-            begin = len(prompts[index]) - first
-            found[index] = logp[place, begin : begin + len(completions[index])].clone()
+        for place, index in enumerate(batch):  # row by row: fp32 of a whole batch may not fit
+            begin, tokens = len(prompts[index]) - first, len(completions[index])
+            row = logits[place, begin : begin + tokens].float() / temperature  # [tokens, vocabulary]
+            chosen = row.gather(1, ids[place, first + begin :][:tokens, None])[:, 0]
+            found[index] = (chosen - row.logsumexp(dim=-1)).cpu()
     return [found[index] for index in range(len(rows))]
 
 
@@ -64,6 +98,8 @@ def evaluate_reward_model(run_dir: RunDir, config: RunConfig, progress: Progress
     conversations = [one.conversation(n) for one in elements for n in range(len(one.completions))]
     scores = scoring.reward_scores(model, tokenizer, conversations, batch_size=config.training.batch_size)
     found = figures.reward_figures(elements, scores)
+    margins = any(comparison.margin for element in elements for comparison in element.comparisons)
+    found["calibration_note"] = MARGIN_NOTE if margins and config.training.use_margin else ""
     write_json(run_dir.evaluation, found)
     report(progress, {"eval_accuracy": found["accuracy"], "ece": found["ece"]}, message="Evaluated")
     return found
@@ -73,73 +109,98 @@ def evaluate_policy(run_dir: RunDir, config: RunConfig, progress: ProgressWriter
     """Let model/ and the policy it came from write to held-out prompts; compare them.
 
     Writes completions.jsonl (policies "new" and "old") and evaluation.json. Win rate and rewards need the
-    recipe's reward model and are None without one. A completion that was cut is scored as people read it,
-    as a finished turn; the EOS rate tells how many there are.
+    recipe's reward model and are None without one; KL is None where it would mean nothing (KL_NOTE). A
+    completion that was cut is scored as people read it, as a finished turn; the EOS rate tells how many there
+    are.
     """
-    prompts = [row["prompt"] for row in read_jsonl(run_dir.data / "prompts.test.jsonl")][:MOST_PROMPTS]
-    policies = {}
-    samples = {}
+    tokenizer = loading.load_tokenizer(str(run_dir.model))
+    model_config = causal_config(str(run_dir.model))
+    usable = held_out.read(run_dir, config, tokenizer, model_config)
+    asked = usable.prompts[: held_out.MOST]
+    prompts = [prompt.messages for prompt in asked]
+    drawn = _draw(run_dir, config, prompts, progress)
+    found: dict[str, Any] = {"prompts": len(prompts), "prompts_dropped": usable.dropped}
+    found |= figures.kl_divergence(drawn.logps.get("new", []), drawn.logps.get("old", []))
+    found["kl_note"] = "" if kl_is_meaningful(config.sampling) else KL_NOTE
+    for name, samples in drawn.samples.items():
+        found[f"length_{name}"] = _mean([one.tokens for one in samples])
+        found[f"eos_rate_{name}"] = _mean([one.finish == "eos" for one in samples])
+    found |= _by_reward_model(config, prompts, drawn.samples, progress)
+    sampling.write_completions(
+        run_dir,
+        (
+            SampledCompletion(
+                request=prompt.line, policy=name, text=one.text, finish=one.finish, tokens=one.tokens
+            )
+            for name, samples in drawn.samples.items()
+            for prompt, one in zip(asked, samples, strict=True)
+        ),
+    )
+    write_json(run_dir.evaluation, found)
+    report(progress, {"kl": found["kl"], "win_rate": found["win_rate_reward_model"]}, message="Evaluated")
+    return found
+
+
+def failed(run_dir: RunDir, error: Exception, progress: ProgressWriter) -> dict[str, Any]:
+    """Write evaluation.json for an evaluation that ended in an error; the model is on disk already.
+
+    A full disk is raised again: the run can be resumed once there is space.
+    """
+    if is_disk_full(error):
+        raise error
+    traceback.print_exception(error)
+    said, code = failures.explain(error, run_dir=run_dir)
+    if code != EXIT_REFUSED:
+        said = RunError(
+            what=said["what"],
+            where=said["where"],
+            do="The model is whole, only its figures are missing; the log has the whole trace.",
+        )
+    found = {"error": said}
+    write_json(run_dir.evaluation, found)
+    progress.write(f"The evaluation failed: {said['what']}")
+    return found
+
+
+def kl_is_meaningful(settings: Sampling) -> bool:
+    """Were texts drawn from the distributions whose log-probabilities are compared?"""
+    return settings.temperature > 0 and settings.top_p == 1
+
+
+def _draw(
+    run_dir: RunDir,
+    config: RunConfig,
+    prompts: Sequence[rendering.Messages],
+    progress: ProgressWriter,
+) -> Drawn:
+    """Load one policy after the other; each writes, and reads what the new one wrote."""
+    drawn = Drawn({}, {})
     for number, (name, location) in enumerate({"new": str(run_dir.model), "old": config.model}.items()):
         tokenizer = loading.load_tokenizer(location)
-        model = loading.load_policy(location)
+        model = loading.load_policy(location, dtype=loading.serving_dtype(location))
         loading.fit(model, tokenizer, where=location)
         loading.use_device(model)
-        policies[name] = (model, tokenizer)
         progress.write(f"The {name} policy writes to {len(prompts)} held-out prompts")
-        samples[name] = sampling.generate(
+        drawn.samples[name] = sampling.generate(
             model,
             tokenizer,
             prompts,
             sampling=config.sampling,
             seed=sampling.policy_seed(config.seed, number),
-            on_batch=lambda done: raise_if_stopped(),
         )
-    progress.write("Measuring how far the policy moved")
-    k1, k3 = _kl(policies["new"], policies["old"], prompts, samples["new"], config)
-    del policies, model
-    found: dict[str, Any] = {"prompts": len(prompts), "kl": k3, "kl_k1": k1}
-    for name, drawn in samples.items():
-        found[f"length_{name}"] = _mean([one.tokens for one in drawn])
-        found[f"eos_rate_{name}"] = _mean([one.finish == "eos" for one in drawn])
-    found |= _by_reward_model(config, prompts, samples, progress)
-    sampling.write_completions(
-        run_dir,
-        (
-            SampledCompletion(
-                request=number, policy=name, text=one.text, finish=one.finish, tokens=one.tokens
+        if kl_is_meaningful(config.sampling):
+            drawn.logps[name] = completion_logprobs(
+                model,
+                [one.prompt_ids for one in drawn.samples["new"]],
+                [one.ids for one in drawn.samples["new"]],
+                pad_id=int(tokenizer.pad_token_id),
+                batch_size=config.training.batch_size,
+                temperature=config.sampling.temperature,
             )
-            for name, drawn in samples.items()
-            for number, one in enumerate(drawn)
-        ),
-    )
-    write_json(run_dir.evaluation, found)
-    report(progress, {"kl": k3, "win_rate": found["win_rate_reward_model"]}, message="Evaluated")
-    return found
-
-
-def _kl(
-    new: tuple[PreTrainedModel, PreTrainedTokenizerBase],
-    old: tuple[PreTrainedModel, PreTrainedTokenizerBase],
-    prompts: Sequence[rendering.Messages],
-    samples: Sequence[sampling.Sampled],
-    config: RunConfig,
-) -> tuple[float, float]:
-    """Of the distributions that were sampled, so at the sampling temperature; greedy texts count at 1."""
-    _, tokenizer = new
-    before = [rendering.prompt_ids(tokenizer, prompt) for prompt in prompts]
-    after = [one.ids for one in samples]
-    logp = [
-        completion_logprobs(
-            model,
-            before,
-            after,
-            pad_id=int(tokenizer.pad_token_id),
-            batch_size=config.training.batch_size,
-            temperature=config.sampling.temperature or 1.0,
-        )
-        for model, _ in (new, old)
-    ]
-    return figures.kl_estimates(*logp)
+        del model
+        gc.collect()
+        torch.cuda.empty_cache()
+    return drawn
 
 
 def _by_reward_model(
