@@ -150,10 +150,11 @@ def dataset_file(request: HttpRequest, pk: int, name: str) -> FileResponse:
         file = open(datasets.folder_of(found) / path, "rb")  # noqa: SIM115  FileResponse closes it
     except FileNotFoundError as error:
         raise Http404("The file is missing from the disk.") from error
+    stem = slugify(found.name).removesuffix("-dataset") or "dataset"  # the table's name says it is one
     return FileResponse(
         file,
         as_attachment=True,
-        filename=f"{slugify(found.name) or 'dataset'}-{path.replace('/', '-')}",
+        filename=f"{stem}-{path.replace('/', '-')}",
         content_type=CONTENT_TYPES.get(posixpath.splitext(path)[1], "application/octet-stream"),
     )
 

@@ -323,6 +323,14 @@ def test_a_download_streams_under_a_name_that_says_what_it_is(
     assert [json.loads(line)["strength"] for line in body(response).splitlines()] == [3, 2, 1]
 
 
+def test_a_file_of_a_proposed_name_does_not_say_dataset_twice(
+    manager: Client, project: Project, round: Round
+) -> None:
+    made = freeze(project=project, rounds=[round], rule="majority", name="Round 1 dataset")
+    response = manager.get(reverse("dataset_file", args=[made.pk, "pairs/train.jsonl"]))
+    assert response["Content-Disposition"] == 'attachment; filename="round-1-pairs-train.jsonl"'
+
+
 @pytest.mark.parametrize(
     "name",
     [
