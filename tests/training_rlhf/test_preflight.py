@@ -1,6 +1,8 @@
 """What preflight finds before a run costs anything."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,14 @@ pytest.importorskip("trl")
 pytestmark = pytest.mark.training
 
 from tests.training_rlhf.conftest import (  # noqa: E402
+    TEMPLATE,
     MakeRun,
     pair_row,
     ranking_row,
     run_child,
     write_rows,
 )
-from training.rlhf import preflight  # noqa: E402
+from training.rlhf import estimate, loading, preflight  # noqa: E402
 from training.rlhf.config import RunConfig  # noqa: E402
 from training.rlhf.run_dir import (  # noqa: E402
     EXIT_COMPLETE,
@@ -53,18 +56,6 @@ def test_a_run_that_can_start_is_described(make_run: MakeRun) -> None:
     assert guess["seconds"] > 0
     assert guess["memory_bytes"] > 16 * guess["parameters"]
     assert guess["is_a_guess"] is True
-
-
-def test_adapters_and_accumulation_enter_the_estimate(make_run: MakeRun) -> None:
-    full = check(make_run("dpo"))["estimate"]
-    adapted = check(
-        make_run("dpo", tuning={"kind": "lora", "lora_rank": 2}, training={"gradient_accumulation": 5})
-    )["estimate"]
-    assert full["trained_parameters"] == full["parameters"]
-    # Rank 2 on q, k, v, o (32 x 32) and gate, up, down (32 x 64) of two layers.
-    assert adapted["trained_parameters"] == 2 * 2 * (4 * 64 + 3 * 96)
-    assert full["steps"] == 10
-    assert adapted["steps"] == 2
 
 
 def test_rows_that_are_too_long_are_counted_and_refused_when_they_are_many(make_run: MakeRun) -> None:
@@ -154,6 +145,122 @@ def test_a_model_with_pickled_weights_is_refused(
     (policy / "pytorch_model.bin").write_bytes(b"\x80")
     (error,) = check(make_run("dpo", model=policy))["errors"]
     assert "pickled" in error["what"]
+
+
+def changed_policy(tiny_policy: Path, folder: Path, *, template: str = "", torn: bool = False) -> Path:
+    shutil.copytree(tiny_policy, folder)
+    if template:
+        tokenizer = loading.load_tokenizer(str(folder))
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(folder)
+    if torn:
+        os.truncate(folder / "model.safetensors", 5000)
+    return folder
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"prompt": [{"role": "user", "content": text}]}
+
+
+NO_BANG = "{% if messages[0]['content'] == '!' %}{{ raise_exception('no bangs') }}{% endif %}"
+
+
+def test_held_out_prompts_are_counted_as_the_evaluation_will_use_them(
+    make_run: MakeRun, tiny_policy: Path, tmp_path: Path
+) -> None:
+    policy = changed_policy(tiny_policy, tmp_path / "policy", template=NO_BANG + TEMPLATE)
+    run_dir = make_run("dpo", model=policy, training={"max_length": 64})
+    write_rows(run_dir.data / "prompts.test.jsonl", [user("a" * 10), user("!"), user("b" * 70), user("c")])
+    report = check(run_dir)
+    assert report["ok"], report["errors"]
+    assert report["rows"]["prompts"]["test"] == {"kept": 2, "dropped": 2, "longest": 74, "ties": 0}
+    assert "1 held-out prompts are longer than 64 tokens" in " ".join(report["warnings"])
+    assert "1 held-out prompts are refused by the chat template" in " ".join(report["warnings"])
+
+
+def test_a_completion_must_have_room_after_a_held_out_prompt(make_run: MakeRun) -> None:
+    """256 positions; 200 of them for what is written."""
+    run_dir = make_run("dpo", sampling={"max_new_tokens": 200})
+    write_rows(run_dir.data / "prompts.test.jsonl", [user("a" * 60)])
+    (error,) = check(run_dir)["errors"]
+    assert "None of the 1 held-out prompts" in error["what"]
+    assert error["where"] == "prompts.test.jsonl"
+    assert "max_new_tokens (200)" in error["do"]
+    write_rows(run_dir.data / "prompts.test.jsonl", [user("a" * 60), user("a" * 30)])
+    assert check(run_dir)["ok"]
+
+
+def test_a_run_without_held_out_prompts_may_start(make_run: MakeRun) -> None:
+    run_dir = make_run("dpo")
+    (run_dir.data / "prompts.test.jsonl").unlink()
+    assert check(run_dir)["ok"]
+
+
+def test_held_out_prompts_that_were_trained_on_are_counted_as_leaks(make_run: MakeRun) -> None:
+    run_dir = make_run("dpo")
+    prompts = [{"prompt": pair_row(number)["prompt"]} for number in (0, 1, 5000)]
+    write_rows(run_dir.data / "prompts.test.jsonl", prompts)
+    assert "2 prompts are on both sides of the split" in " ".join(check(run_dir)["warnings"])
+
+
+def test_weights_that_are_cut_short_are_refused_before_they_are_read(
+    make_run: MakeRun, tiny_policy: Path, tmp_path: Path
+) -> None:
+    torn = changed_policy(tiny_policy, tmp_path / "torn", torn=True)
+    for run_dir in (
+        make_run("dpo", model=torn),
+        make_run("reward_model", model=torn),
+        make_run("dpo", reward_model=str(torn)),
+    ):
+        (error,) = check(run_dir)["errors"]
+        assert error["where"] == str(torn)
+        assert "weights cannot be read" in error["what"]
+
+
+def test_a_policy_that_would_never_learn_to_stop_is_refused_a_reward_model_warned(
+    make_run: MakeRun, tiny_policy: Path, tmp_path: Path
+) -> None:
+    endless = "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
+    policy = changed_policy(tiny_policy, tmp_path / "endless", template=endless)
+    report = check(make_run("dpo", model=policy))
+    (error,) = report["errors"]
+    assert "never stop" in error["what"] and "EOS" in error["do"]
+    assert error["what"] not in report["warnings"]
+    report = check(make_run("reward_model", model=policy))
+    assert report["ok"]
+    assert error["what"] in report["warnings"]
+
+
+def test_whatever_goes_wrong_is_an_error_of_the_report(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("nobody thought of this")
+
+    monkeypatch.setattr(estimate, "of", broken)
+    (error,) = check(make_run("dpo"))["errors"]
+    assert "nobody thought of this" in error["what"]
+    assert error.keys() == {"what", "where", "do"}
+
+
+def sampling_run(make_run: MakeRun, policy: Path, prompts: list[str]) -> RunDir:
+    run_dir = make_run("sample", policies={"7": str(policy)}, sampling={"max_new_tokens": 200})
+    write_rows(run_dir.data / "requests.jsonl", [user(text) | {"policies": ["7"]} for text in prompts])
+    return run_dir
+
+
+def test_a_sampling_run_is_checked_against_what_it_is_asked_for(
+    make_run: MakeRun, tiny_policy: Path, tmp_path: Path
+) -> None:
+    policy = changed_policy(tiny_policy, tmp_path / "policy", template=NO_BANG + TEMPLATE)
+    report = check(sampling_run(make_run, policy, ["a", "b" * 100]))
+    assert report["ok"]
+    assert "only the end of 1 prompts" in report["warnings"][0]
+    (error,) = check(sampling_run(make_run, policy, ["a", "!"]))["errors"]
+    assert "no bangs" in error["what"]
+    torn = changed_policy(tiny_policy, tmp_path / "torn", torn=True)
+    (error,) = check(sampling_run(make_run, torn, ["a"]))["errors"]
+    assert error["where"] == str(torn)
 
 
 def test_the_child_writes_what_it_found_and_says_whether_to_go_on(make_run: MakeRun) -> None:

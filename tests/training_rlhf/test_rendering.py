@@ -9,7 +9,8 @@ pytest.importorskip("torch")
 
 from transformers import PreTrainedTokenizerBase
 
-from training.rlhf import loading, rendering
+from training.rlhf import failures, loading, rendering
+from training.rlhf.run_dir import EXIT_REFUSED, RunDir
 
 pytestmark = pytest.mark.training
 
@@ -160,6 +161,32 @@ def test_the_token_that_closes_a_turn_ends_it_also_when_it_is_not_eos(tiny_polic
     tokenizer.eos_token = "<|bos|>"
     closing = tokenizer.convert_tokens_to_ids("<|end|>")
     assert rendering.end_ids(tokenizer) == [tokenizer.eos_token_id, closing]
+
+
+def test_a_token_that_opens_the_answer_does_not_end_it(tiny_policy: Path) -> None:
+    """Where the prompt ends before the assistant's header, the header is part of what is learnt."""
+    tokenizer = loading.load_tokenizer(str(tiny_policy))
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
+    )
+    assert rendering.end_ids(tokenizer) == [tokenizer.eos_token_id]
+    assert not rendering.ends_turns(tokenizer)
+
+
+def test_a_turn_that_another_special_token_closes_is_one_that_ends(tiny_policy: Path) -> None:
+    """As in chat models that kept the base model's EOS: the sampler stops at the token that closes."""
+    tokenizer = loading.load_tokenizer(str(tiny_policy))
+    tokenizer.eos_token = "<|bos|>"
+    assert rendering.ends_turns(tokenizer)
+    assert rendering.NEVER_STOPS not in rendering.template_problems(tokenizer)
+
+
+def test_a_refused_conversation_is_the_inputs_fault_and_says_where_and_what_to_do(tmp_path: Path) -> None:
+    error = rendering.RenderError("The chat template refuses turns of system, user: no system role")
+    said, code = failures.explain(error, run_dir=RunDir(tmp_path))
+    assert code == EXIT_REFUSED
+    assert "no system role" in said["what"]
+    assert "template" in said["where"] and "template" in said["do"]
 
 
 def test_a_conversation_that_the_template_refuses_is_named(tiny_policy: Path) -> None:

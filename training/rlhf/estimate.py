@@ -1,7 +1,7 @@
 """A guess at memory and time, made before a run: good to a factor of two, and marked as a guess.
 
 Bytes and operations for a parameter are those of lessons-training.md; how fast this machine multiplies is
-measured, a tenth of a second long.
+measured, a tenth of a second long. The evaluation is in it: for a large policy on a CPU it takes longest.
 """
 
 import os
@@ -12,55 +12,64 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers.pytorch_utils import Conv1D
 
+from training.rlhf import held_out
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Element, Message
+from training.rlhf.held_out import HeldOut
+from training.rlhf.model_files import positions
 
 # Forward and backward are 6 operations for a parameter and token, of a frozen base 4; DPO reads the reference
 # once before.
 OPERATIONS = {"full": 6, "lora": 4}
-REFERENCE_OPERATIONS = 2
+READING_OPERATIONS = 2  # forward only: the reference, held-out rows, sampling
 ADAM_BYTES = 16  # fp32 weight, gradient and two moments
 USE_OF_PEAK = 0.4  # the best stacks reach 40 to 46 % of what their matrix products alone could do
 PROCESS_BYTES = 700_000_000  # torch and its friends in main memory, before any weight
 SECONDS_OF_A_STEP = 0.02  # optimiser, logging and Python, whatever the size
+SECONDS_OF_A_LAYER = 0.001  # that writes one token for a batch, whatever the size
 SECONDS_OF_START = 8.0  # importing torch and trl, loading weights
 
 
 def length_limit(config: RunConfig, model_config: PretrainedConfig) -> int:
     """Tokens that a conversation may have: by the recipe, and by the positions that the model knows."""
-    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-    return min(config.training.max_length, positions or config.training.max_length)
+    return min(config.training.max_length, positions(model_config))
 
 
 def of(
     config: RunConfig,
     model_config: PretrainedConfig,
     train: list[Element],
+    test: list[Element],
+    prompts: HeldOut | None,
     *,
     count_tokens: Callable[[list[Message]], int],
 ) -> dict[str, Any]:
-    """Steps, memory and time of a run over these rows."""
+    """Steps, memory and time of a run over these rows, its evaluation included."""
     parameters, adapter = _parameters(config, model_config)
-    lengths = [
-        [count_tokens(element.conversation(number)) for number in range(len(element.completions))]
-        for element in train
-    ]
+    lengths, unseen = (
+        [[count_tokens(one.conversation(n)) for n in range(len(one.completions))] for one in elements]
+        for elements in (train, test)
+    )
     steps = _steps(config, rows=len(train))
     training = config.training
-    tokens_per_row = sum(map(sum, lengths)) / len(lengths)
-    tokens = steps * training.batch_size * training.gradient_accumulation * tokens_per_row
+    once = sum(map(sum, lengths))
+    tokens = steps * training.batch_size * training.gradient_accumulation * once / len(lengths)
     operations = OPERATIONS[config.tuning.kind] * parameters * tokens
-    if config.method == "dpo":
-        operations += REFERENCE_OPERATIONS * parameters * sum(map(sum, lengths))
-    rate = _measured_rate(bf16=training.bf16)
-    seconds = SECONDS_OF_START + operations / (rate * USE_OF_PEAK)
+    # DPO reads every row with the reference first; a reward model its held-out rows twice, loss and score.
+    reading = once * (config.method == "dpo") + 2 * sum(map(sum, unseen))
+    operations += READING_OPERATIONS * parameters * reading
+    rate = _measured_rate(bf16=bool(training.bf16)) * USE_OF_PEAK
+    seconds = SECONDS_OF_START + operations / rate
     seconds += steps * training.gradient_accumulation * SECONDS_OF_A_STEP
+    writing = _seconds_of_writing(config, model_config, prompts, parameters=parameters, rate=rate)
     texts = max(len(row) for row in lengths) * training.batch_size
     memory = _weights(config, model_config, parameters, adapter) + _activations(
-        model_config, tokens=texts * max(map(max, lengths)), bf16=training.bf16,
+        model_config, tokens=texts * max(map(max, lengths)), bf16=bool(training.bf16),
         checkpointing=training.gradient_checkpointing,
     )  # fmt: skip
+    memory = max(memory, _memory_of_writing(config, model_config, prompts, parameters=parameters))
     memory += 0 if torch.cuda.is_available() else PROCESS_BYTES
     return {
         "is_a_guess": True,
@@ -69,10 +78,52 @@ def of(
         "trained_parameters": adapter or parameters,
         "steps": steps,
         "tokens": int(tokens),
-        "seconds": round(seconds, 1),
+        "seconds": round(seconds + writing, 1),
+        "evaluation_seconds": round(writing, 1),
         "memory_bytes": int(memory),
         "memory_available_bytes": _available(),
     }
+
+
+def _seconds_of_writing(
+    config: RunConfig,
+    model_config: PretrainedConfig,
+    prompts: HeldOut | None,
+    *,
+    parameters: int,
+    rate: float,
+) -> float:
+    """Until two policies wrote to the held-out prompts, as long as they may, and both texts were read."""
+    if prompts is None or not prompts.prompts:
+        return 0.0
+    count, new = min(len(prompts.prompts), held_out.MOST), config.sampling.max_new_tokens
+    tokens = count * (prompts.tokens / len(prompts.prompts) + new)
+    # Two policies write, both read what the new one wrote; a reward model, if there is one, reads both.
+    passes = 4 + 2 * bool(config.reward_model)
+    layers = model_config.get_text_config().num_hidden_layers
+    batches = 2 * ceil(count / config.sampling.batch_size)
+    return READING_OPERATIONS * parameters * tokens * passes / rate + (
+        batches * new * layers * SECONDS_OF_A_LAYER
+    )
+
+
+def _memory_of_writing(
+    config: RunConfig, model_config: PretrainedConfig, prompts: HeldOut | None, *, parameters: int
+) -> float:
+    """One policy, and what is larger: keys and values of what it writes, or logits of what it reads."""
+    if prompts is None or not prompts.prompts:
+        return 0.0
+    text = model_config.get_text_config()
+    stored = model_config.dtype if torch.cuda.is_available() else torch.float32
+    width = stored.itemsize if isinstance(stored, torch.dtype) else 4
+    rows = min(len(prompts.prompts), held_out.MOST)
+    length = min(prompts.longest, prompts.limit) + config.sampling.max_new_tokens
+    heads = text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    cached = 2 * text.num_hidden_layers * head * (getattr(text, "num_key_value_heads", None) or heads)
+    writing = min(rows, config.sampling.batch_size) * (length * cached * width + 3 * 4 * text.vocab_size)
+    reading = length * text.vocab_size * (min(rows, config.training.batch_size) * width + 2 * 4)
+    return parameters * width + max(writing, reading)
 
 
 def _steps(config: RunConfig, *, rows: int) -> int:
@@ -94,7 +145,7 @@ def _parameters(config: RunConfig, model_config: PretrainedConfig) -> tuple[int,
         adapter = sum(
             config.tuning.lora_rank * sum(module.weight.shape)
             for module in model.modules()
-            if isinstance(module, torch.nn.Linear) and module is not head
+            if isinstance(module, torch.nn.Linear | Conv1D) and module is not head  # Conv1D: GPT-2
         )
     return sum(weight.numel() for weight in model.parameters()), adapter
 

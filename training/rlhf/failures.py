@@ -24,6 +24,10 @@ class Refused(Exception):
         self.do = do
 
 
+class RenderError(ValueError):
+    """The chat template refuses a conversation; the message says why."""
+
+
 class Diverged(Exception):
     """The loss or the gradient is no longer a number."""
 
@@ -44,6 +48,12 @@ def explain(error: BaseException, *, run_dir: RunDir) -> tuple[RunError, int]:
         case json.JSONDecodeError():
             return RunError(
                 what=f"A file is not JSON: {error}", where=str(run_dir.path), do="Write the file again."
+            ), EXIT_REFUSED
+        case RenderError():
+            return RunError(
+                what=str(error),
+                where="the model's chat template",
+                do="Choose a model whose template takes these turns, or leave such prompts out.",
             ), EXIT_REFUSED
         case CheckpointNotSaved():
             return _checkpoint(error), EXIT_CRASHED

@@ -16,6 +16,8 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from training.rlhf.failures import RenderError as RenderError
+
 Messages = Sequence[Mapping[str, str]]
 
 # For a tokenizer that brings no chat template (a base model). Turns carry their role's name on a line of its
@@ -30,12 +32,9 @@ _DEFAULT_TURNS = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- 'Assistant:\\n' -}}{%- endif -%}"
 )
+NEVER_STOPS = "An answer does not end with EOS, so a model trained on it may never stop."
 _PROBE: list[dict[str, str]] = [{"role": "user", "content": "Is it raining?"}]
 _PROBE_ANSWER: list[dict[str, str]] = [{"role": "assistant", "content": "Not today."}]
-
-
-class RenderError(ValueError):
-    """The chat template refuses a conversation; the message says why."""
 
 
 def ensure_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -92,10 +91,17 @@ def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     found = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     _, completion = prompt_and_completion_ids(tokenizer, _PROBE, _PROBE_ANSWER)
     special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    closing = next((token for token in reversed(completion) if token in special), None)
-    if closing is not None and closing not in found:
-        found.append(closing)
+    # White space may follow it, as in ChatML; an answer that follows it says that it opens a turn.
+    last = next((token for token in reversed(completion) if str(tokenizer.decode([token])).strip()), None)
+    if last is not None and last in special and last not in found:
+        found.append(last)
     return found
+
+
+def ends_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Does an answer hold a token at which the sampler stops? A policy learns to stop from nothing else."""
+    _, completion = prompt_and_completion_ids(tokenizer, _PROBE, _PROBE_ANSWER)
+    return not set(end_ids(tokenizer)).isdisjoint(completion)
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -118,8 +124,8 @@ def template_problems(tokenizer: PreTrainedTokenizerBase) -> list[str]:
         problems.append("The prompt alone is rendered differently from the prompt with an answer.")
     if again[: len(whole)] != whole:
         problems.append("Earlier turns are rendered differently once later turns follow.")
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in whole[len(before) :]:
-        problems.append("An answer does not end with EOS, so a model trained on it may never stop.")
+    if not ends_turns(tokenizer):
+        problems.append(NEVER_STOPS)
     bos = tokenizer.bos_token_id
     if bos is not None and bos != tokenizer.eos_token_id and whole.count(bos) > 1:
         problems.append(f"A conversation has {whole.count(bos)} BOS tokens instead of one.")
