@@ -12,6 +12,7 @@ from training.models import Artifact, Run
 from training.recipes import default_settings, merged
 from training.rlhf.config import ConfigError, RunConfig, Sampling, Training, Tuning
 
+KINDS = {"full": "All weights", "lora": "LoRA adapters"}  # of tuning
 TUNING = ("kind", "lora_rank", "lora_alpha", "lora_dropout")
 SAMPLING = ("temperature", "max_new_tokens")
 # Settings of training.rlhf.config.Training, in the order of the page. The first group is always open.
@@ -20,7 +21,9 @@ FOLDED = (
     "max_length", "gradient_accumulation", "max_steps", "warmup_ratio", "schedule", "weight_decay",
     "max_grad_norm", "log_every", "save_every", "bf16", "gradient_checkpointing",
 )  # fmt: skip
-SETTING = re.compile(r"(?:(?:tuning|training|sampling)\.)?\b([a-z_]+)")  # as a ConfigError names it
+# As a refusal names settings: "epochs is 0.0: above 0", "'training.max_steps': too large".
+SETTING = re.compile(r"'?(?:(?:tuning|training|sampling)\.)?\b([a-z_]+)'?")
+NAMED = re.compile(rf"{SETTING.pattern}(?: and {SETTING.pattern})?(?: is|:)")
 OF_DPO = ("beta", "sft_weight", "use_margin")
 
 
@@ -49,35 +52,47 @@ class RunForm(forms.Form):
         empty_label="None: no win rate by reward model",
         help_text="Scores the new policy against the old one on held-out prompts.",
     )
-    learning_rate = _number("Learning rate")
+    learning_rate = _number("Learning rate", "How far each step goes.")
     epochs = _number("Epochs", "How often each row is seen.")
     batch_size = _number("Batch size", "Rows on the device at once.", whole=True)
-    beta = _number("Beta", "How strongly the policy is held to its reference; higher stays closer.")
+    beta = _number(
+        "Beta",
+        "How strongly the policy is held to the one it starts from: 0.1 is usual, higher stays closer.",
+    )
     kind = forms.ChoiceField(
         label="Tuning",
-        choices=[("full", "All weights"), ("lora", "LoRA adapters")],
+        choices=list(KINDS.items()),
         help_text="Adapters need far less memory.",
     )
-    seed = forms.IntegerField(min_value=0, max_value=2**32 - 1)
+    seed = forms.IntegerField(
+        min_value=0, max_value=2**32 - 1, help_text="Where chance begins: the same one repeats a run."
+    )
     max_length = _number(
         "Longest row", "Tokens of prompt and completion; longer rows are dropped.", whole=True
     )
     gradient_accumulation = _number("Gradient accumulation", "Batches for one step.", whole=True)
     max_steps = _number("Steps at most", "-1: as the epochs say.", whole=True)
-    warmup_ratio = _number("Warm-up", "Share of the steps.")
-    schedule = forms.ChoiceField(choices=[(name, name) for name in ("constant", "linear", "cosine")])
-    weight_decay = _number("Weight decay")
-    max_grad_norm = _number("Clip gradients at")
+    warmup_ratio = _number("Warm-up", "Share of the steps in which the learning rate rises.")
+    schedule = forms.ChoiceField(
+        choices=[(name, name) for name in ("constant", "linear", "cosine")],
+        help_text="How the learning rate goes on after that.",
+    )
+    weight_decay = _number("Weight decay", "Pulls weights towards 0.")
+    max_grad_norm = _number("Clip gradients at", "The longest step that a batch may ask for.")
     log_every = _number("Steps between reports", whole=True)
     save_every = _number("Steps between checkpoints", whole=True)
-    sft_weight = _number("Weight of an SFT term", "Keeps the chosen completions likely.")
-    lora_rank = _number("LoRA rank", whole=True)
-    lora_alpha = _number("LoRA alpha", whole=True)
-    lora_dropout = _number("LoRA dropout")
-    temperature = _number("Temperature in evaluation")
+    sft_weight = _number(
+        "Weight of an SFT term", "Also trains on the chosen completions as they are, to keep them likely."
+    )
+    lora_rank = _number("LoRA rank", "Size of the adapters.", whole=True)
+    lora_alpha = _number("LoRA alpha", "How much they count, often twice the rank.", whole=True)
+    lora_dropout = _number("LoRA dropout", "Share of their inputs left out at random.")
+    temperature = _number("Temperature in evaluation", "1: as the policy is; lower is less varied.")
     max_new_tokens = _number("Longest completion in evaluation", "Tokens.", whole=True)
     use_margin = forms.BooleanField(
-        required=False, label="Stronger preferences count more", help_text="The margin of the strength."
+        required=False,
+        label="Stronger preferences count more",
+        help_text="A clear preference is to be told apart further than a slight one.",
     )
     bf16 = forms.BooleanField(required=False, label="Compute in bf16")
     gradient_checkpointing = forms.BooleanField(required=False, label="Save memory by computing twice")
@@ -157,15 +172,14 @@ class RunForm(forms.Form):
                 self.config = self._config(values)
                 RunConfig.from_json({**self.config, "method": self.method, "model": "to be filled in"})
             except ConfigError as error:
-                self._refuse(str(error))
+                self.refuse(str(error))
         return values
 
-    def _refuse(self, why: str) -> None:
-        """Say it beside the fields that it begins with, and in the words of the page."""
-        named = [name for name in re.findall(r"\w+", why.partition(":")[0]) if name in self.fields]
-        said = SETTING.sub(
-            lambda found: str(self[found[1]].label) if found[1] in self.fields else found[0], why
-        )
+    def refuse(self, why: str) -> None:
+        """Say it beside the settings that it begins with, and in the words of the page."""
+        begins = NAMED.match(why)
+        named = [name for name in (begins.groups() if begins else ()) if name in self.fields]
+        said = SETTING.sub(lambda found: str(self[found[1]].label) if found[1] in named else found[0], why)
         for name in named or [None]:
             self.add_error(name, said)
 

@@ -415,6 +415,42 @@ def test_the_last_value_of_each_metric_is_there_without_javascript(manager: Clie
     ]
 
 
+@pytest.mark.parametrize(("total", "said"), [(0, ""), (80, ' value="20" max="80"')])
+def test_a_running_run_has_a_bar_before_its_steps_are_counted(
+    total: int, said: str, manager: Client, run: Run
+) -> None:
+    put_in(run, State.RUNNING, step=20, total_steps=total, message="Computing the reference")
+    page = manager.get(run.get_absolute_url()).content.decode()
+    assert f'<progress id="run-progress" class="progress"{said} aria-label="Steps done">' in page
+
+
+def test_settings_are_told_in_groups_and_in_the_words_of_the_form(manager: Client, run: Run) -> None:
+    shown = dict(manager.get(run.get_absolute_url()).context["settings_shown"])
+    assert list(shown) == ["Training", "Tuning", "Sampling"]
+    assert ("Steps between checkpoints", run.config["training"]["save_every"]) in shown["Training"]
+    assert ("What is trained", "LoRA adapters") in shown["Tuning"]
+    assert ("Batch size", run.config["sampling"]["batch_size"]) in shown["Sampling"]
+
+
+def test_settings_that_a_method_does_not_read_are_not_told(
+    manager: Client, project: Project, ann: User
+) -> None:
+    reward = make_run(project, ann, Run.Method.REWARD_MODEL)
+    shown = dict(manager.get(reward.get_absolute_url()).context["settings_shown"])
+    assert list(shown) == ["Training", "Tuning"]
+    assert "Beta" not in dict(shown["Training"])
+    sampling = runs.queue_sampling(make_sampled_round(project))
+    assert [name for name, _ in manager.get(sampling.get_absolute_url()).context["settings_shown"]] == [
+        "Sampling"
+    ]
+
+
+def test_a_policy_without_kl_shows_its_figures_and_why(manager: Client, run: Run) -> None:
+    evaluation = {"kl": None, "kl_note": "KL cannot be measured here.", "length_new": 48.2}
+    page = manager.get(put_in(run, State.COMPLETE, evaluation=evaluation).get_absolute_url()).content.decode()
+    assert "48.2" in page and "KL cannot be measured here." in page
+
+
 def test_time_left_follows_the_pace_of_the_last_lines(manager: Client, run: Run) -> None:
     put_in(run, State.RUNNING, step=20, total_steps=80)
     for seq, ago in ((1, 30), (2, 0)):

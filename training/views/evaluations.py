@@ -46,6 +46,7 @@ class PolicyFigures:
     eos_rate_new: float | None  # share of completions that end by themselves
     eos_rate_old: float | None
     length_reward_correlation: float | None
+    kl_note: str = ""  # why there is no KL
 
     @property
     def reward_gained(self) -> float | None:
@@ -56,12 +57,12 @@ class PolicyFigures:
 
 def policy_figures(evaluation: dict[str, Any]) -> PolicyFigures | None:
     """Figures of a DPO run; None before its evaluation."""
-    if number_in(evaluation, "kl") is None:
+    keys = {field.name: field.name for field in fields(PolicyFigures) if field.name != "kl_note"}
+    keys["win_rate"] = "win_rate_reward_model"
+    found = {name: number_in(evaluation, key) for name, key in keys.items()}
+    if all(found[name] is None for name in ("kl", "win_rate", "length_new")):
         return None
-    names = {field.name: field.name for field in fields(PolicyFigures)} | {
-        "win_rate": "win_rate_reward_model"
-    }
-    return PolicyFigures(**{name: number_in(evaluation, key) for name, key in names.items()})
+    return PolicyFigures(**found, kl_note=str(evaluation.get("kl_note") or ""))
 
 
 @dataclass(frozen=True, kw_only=True)

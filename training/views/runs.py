@@ -22,6 +22,7 @@ from training.ingredients import (
 from training.models import Artifact, Run
 from training.views import evaluations
 from training.views.queue import waits_behind
+from training.views.settings import settings_in_words
 
 METHODS = (Run.Method.REWARD_MODEL, Run.Method.DPO)
 OVER = (Run.State.COMPLETE, Run.State.REFUSED, Run.State.FAILED, Run.State.CANCELLED)
@@ -59,7 +60,7 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponse:
             )
             return redirect("run", run.pk)
         except runs.RunRefused as refusal:
-            form.add_error(None, str(refusal))
+            form.refuse(str(refusal).removeprefix("This recipe cannot be run. "))
     context = {
         "project": project,
         "form": form,
@@ -113,7 +114,7 @@ def run(request: HttpRequest, run_id: int) -> HttpResponse:
             "expects_values": found.method != Run.Method.SAMPLE and found.state not in OVER,
             "workers": runs.workers_alive(),
             "lineage": _lineage(found),
-            "settings_shown": _settings_shown(found),
+            "settings_shown": settings_in_words(found),
         },
     )
 
@@ -175,12 +176,6 @@ def _last_values(run: Run) -> list[tuple[str, float, int]]:
 def _lineage(run: Run) -> dict[str, Any]:
     artifact = _artifact_of(run)
     return artifact.lineage if artifact else {}
-
-
-def _settings_shown(run: Run) -> list[tuple[str, dict[str, Any]]]:
-    """The recipe, section by section; a sampling run trains nothing."""
-    names = ["sampling"] if run.method == Run.Method.SAMPLE else ["training", "tuning", "sampling"]
-    return [(name, run.config[name]) for name in names if run.config.get(name)]
 
 
 def _action(activity: Callable[..., Run]) -> Callable[[HttpRequest, int], HttpResponse]:
