@@ -13,6 +13,7 @@ WIDTH, HEIGHT = 440, 250
 LEFT, RIGHT, TOP, BOTTOM = 48, 424, 26, 204  # the plot's frame
 CHARACTER = 6.2  # a generous guess of a letter's width, to keep labels from running into each other
 LINE = 13
+CAP = 6  # half of the cap of a whisker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,7 @@ class Chart:
     legend: list[Key] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
+    note: str = ""  # what its words mean, below the picture
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -178,7 +180,9 @@ def shortened(label: str, room: float) -> str:
     return label if len(label) <= letters else label[: letters - 1] + "…"
 
 
-def interval_chart(*, key: str, title: str, x_label: str, y_label: str, points: Sequence[Interval]) -> Chart:
+def interval_chart(
+    *, key: str, title: str, x_label: str, y_label: str, points: Sequence[Interval], note: str = ""
+) -> Chart:
     """Shares with their intervals, side by side, against the line at one half."""
     middles = _columns(len(points))
     room = (RIGHT - LEFT) / max(len(points), 1) - 4
@@ -196,26 +200,33 @@ def interval_chart(*, key: str, title: str, x_label: str, y_label: str, points: 
         x_ticks=[Tick(x, shortened(p.label, room)) for x, p in zip(middles, points, strict=True)],
         y_ticks=_share_ticks(),
         lines=[Line(LEFT, _y(0.5, 0, 1), RIGHT, _y(0.5, 0, 1))]
-        + [
-            Line(x, _y(p.low, 0, 1), x, _y(p.high, 0, 1), "whisker")
-            for x, p in zip(middles, points, strict=True)
-        ],
+        + [line for x, p in zip(middles, points, strict=True) for line in _whisker(x, p)],
         dots=[
             Dot(x, _y(p.value, 0, 1), "good" if p.good else "plain")
             for x, p in zip(middles, points, strict=True)
         ],
         texts=[
-            Text(x + 9, _y(p.value, 0, 1) + 4, percent(p.value), "start")
+            Text(x + CAP + 5, _y(p.value, 0, 1) + 4, percent(p.value), "start")
             for x, p in zip(middles, points, strict=True)
         ]
         if room > 60
         else [],
         columns=[x_label, y_label, "from", "to", "labels"],
         rows=[[p.label, percent(p.value), percent(p.low), percent(p.high), str(p.n)] for p in points],
+        note=note,
     )
 
 
-def scatter_chart(*, key: str, title: str, x_label: str, y_label: str, spots: Sequence[Spot]) -> Chart:
+def _whisker(x: float, point: Interval) -> list[Line]:
+    """The interval as one line with a cap at each end."""
+    low, high = _y(point.low, 0, 1), _y(point.high, 0, 1)
+    caps = [Line(x - CAP, y, x + CAP, y, "whisker") for y in (low, high)]
+    return [Line(x, low, x, high, "whisker"), *caps]
+
+
+def scatter_chart(
+    *, key: str, title: str, x_label: str, y_label: str, spots: Sequence[Spot], note: str = ""
+) -> Chart:
     """Named points in a plane that begins at the origin: what was gained for how much."""
     x_ticks = nice_ticks(min([0.0, *(s.x for s in spots)]), max([0.0, *(s.x for s in spots)]))
     y_ticks = nice_ticks(min([0.0, *(s.y for s in spots)]), max([0.0, *(s.y for s in spots)]))
@@ -233,6 +244,7 @@ def scatter_chart(*, key: str, title: str, x_label: str, y_label: str, spots: Se
         texts=_beside(places, [s.label for s in spots]),
         columns=["", x_label, y_label],
         rows=[[s.label, number(s.x), number(s.y)] for s in spots],
+        note=note,
     )
 
 

@@ -68,6 +68,9 @@ def test_a_better_policy_stands_higher_and_its_whisker_spans_the_interval() -> N
     assert worse.x < better.x
     whisker = next(line for line in chart.lines if line.kind == "whisker" and line.x1 == better.x)
     assert whisker.y2 < better.y < whisker.y1
+    caps = [line for line in chart.lines if line.kind == "whisker" and line.x1 < better.x < line.x2]
+    assert {cap.y1 for cap in caps} == {whisker.y1, whisker.y2}
+    assert all(cap.y1 == cap.y2 for cap in caps)
 
 
 def test_the_line_at_one_half_parts_winners_from_losers() -> None:

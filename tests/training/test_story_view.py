@@ -309,13 +309,15 @@ def test_the_charts_appear_with_their_figures(
 ) -> None:
     assert "<svg" not in page_of(manager, project)
     policy = add_policy(add_run(frozen, Run.Method.DPO), "dpo-1", kl=7.5, reward_new=2.0, reward_old=0.5)
+    assert manager.get(project.get_absolute_url()).context["reward_chart"] is None  # one dot says little
+    add_policy(add_run(frozen, Run.Method.DPO), "dpo-2", kl=9.0, reward_new=1.0, reward_old=0.5)
     second = make_round(project, new_policy=policy)
     GateDecision.objects.create(
         policy=policy, round=second, promoted=True, win_rate=0.83, low=0.71, high=0.92, labels=60
     )
     answer = manager.get(project.get_absolute_url())
     assert answer.context["win_rate_chart"].rows == [["dpo-1", "83 %", "71 %", "92 %", "60"]]
-    assert answer.context["reward_chart"].rows == [["dpo-1", "7.5", "1.5"]]
+    assert answer.context["reward_chart"].rows == [["dpo-1", "7.5", "1.5"], ["dpo-2", "9", "0.5"]]
     assert answer.content.decode().count("<svg") == 2
 
 

@@ -8,6 +8,7 @@ from django.views.decorators.http import require_safe
 from labeling.models import Project
 from training import runs
 from training.views import story as stories
+from training.views import story_charts
 from training.views.comparing import comparing
 
 
@@ -26,8 +27,8 @@ def project(request: HttpRequest, slug: str) -> HttpResponse:
             "project": found,
             "story": story,
             "action": stories.next_action(story),
-            "win_rate_chart": stories.win_rate_chart(story),
-            "reward_chart": stories.reward_chart(story),
+            "win_rate_chart": story_charts.win_rate_chart(story),
+            "reward_chart": story_charts.reward_chart(story),
             "candidate_decision": story.decision_on(candidate) if candidate else None,
             "comparing": comparing(candidate) if candidate else None,
             "workers": runs.workers_alive(),

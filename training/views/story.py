@@ -11,10 +11,8 @@ from django.db.models import Count, Q
 from django.urls import reverse
 
 from labeling.models import Assignment, Policy, PreferenceDataset, Project, Round
-from training.charts import Chart, Interval, Spot, interval_chart, scatter_chart
 from training.ingredients import can_be_learnt_from
 from training.models import Artifact, GateDecision, Run
-from training.views.evaluations import policy_figures
 
 State = Run.State
 DOING = {
@@ -271,61 +269,4 @@ def _learn(story: Story) -> Action | None:
         "Open the next round",
         f"Let people judge {story.candidate}." if story.candidate else "The loop is ready for its next turn.",
         reverse("round_new", args=[slug]),
-    )
-
-
-# ---- the charts
-
-
-def win_rate_chart(story: Story) -> Chart | None:
-    """People's verdict on each candidate, by round; None before the first."""
-    measured = [d for d in story.decisions if d.win_rate is not None and d.round is not None]
-    if not measured:
-        return None
-    return interval_chart(
-        key="win-rate",
-        title="What people prefer: new policy against old",
-        x_label="policy",
-        y_label="human win rate",
-        points=[
-            Interval(
-                label=str(d.policy),
-                value=d.win_rate or 0.0,
-                low=d.low if d.low is not None else 0.0,
-                high=d.high if d.high is not None else 1.0,
-                n=d.labels,
-                good=d.promoted,
-            )
-            for d in measured
-        ],
-    )
-
-
-def reward_chart(story: Story) -> Chart | None:
-    """Reward against KL for each policy that a run evaluated; None before the first.
-
-    Reward models have no common scale, so each policy stands by what it gained over its parent.
-    """
-    spots = []
-    for policy in story.policies:
-        artifact = artifact_of(policy)
-        figures = policy_figures(artifact.run.evaluation) if artifact else None
-        if figures is None or figures.kl is None or figures.reward_gained is None:
-            continue
-        spots.append(
-            Spot(
-                label=policy.name,
-                x=figures.kl,
-                y=figures.reward_gained,
-                good=policy.state == Policy.State.PROMOTED,
-            )
-        )
-    if not spots:
-        return None
-    return scatter_chart(
-        key="reward-kl",
-        title="What it cost: reward gained against KL",
-        x_label="KL from the parent, nats",
-        y_label="reward gained over the parent",
-        spots=spots,
     )
