@@ -3,6 +3,7 @@
 The doors are those of the pages: the same activities, the same permissions, 404 for what is not yours.
 """
 
+import math
 from typing import Any
 from uuid import uuid4
 
@@ -35,6 +36,10 @@ class Conflict(APIException):
     status_code = status.HTTP_409_CONFLICT
 
 
+def _conflict(error: Exception) -> Conflict:
+    return Conflict("The round is closed." if isinstance(error, RoundClosed) else str(error))
+
+
 class MessageSerializer(serializers.Serializer[Any]):
     role = serializers.ChoiceField(choices=["system", "user", "assistant"])
     content = serializers.CharField(trim_whitespace=False, max_length=prompts.MAX_CHARACTERS)
@@ -44,10 +49,23 @@ class PromptSerializer(serializers.Serializer[Any]):
     messages = MessageSerializer(many=True, allow_empty=False)
 
 
+class FiniteField(serializers.FloatField):
+    """A number that a column can hold: "nan" passes every bound, and 10**400 is no float."""
+
+    def to_internal_value(self, data: Any) -> float:
+        try:
+            number: float = super().to_internal_value(data)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            self.fail("invalid")
+        return number
+
+
 class LabelInputSerializer(serializers.Serializer[Any]):
     value = serializers.JSONField()
     key = serializers.UUIDField(default=uuid4)
-    seconds = serializers.FloatField(default=0.0, min_value=0.0)
+    seconds = FiniteField(default=0.0, min_value=0.0)
 
 
 class LabelSerializer(serializers.ModelSerializer[Label]):
@@ -65,6 +83,13 @@ class DatasetSerializer(serializers.ModelSerializer[PreferenceDataset]):
 class NewestFirst(CursorPagination):
     ordering = "-pk"
     page_size = 100
+
+    def decode_cursor(self, request: Request) -> Any:
+        cursor = super().decode_cursor(request)
+        position = "0" if cursor is None or cursor.position is None else str(cursor.position)
+        if not (position.isascii() and position.isdigit() and len(position) < 19):
+            raise NotFound(self.invalid_cursor_message)
+        return cursor
 
 
 def _person(request: Request) -> User:
@@ -114,7 +139,7 @@ def next_task(request: Request, round_id: int) -> Response:
     try:
         task = assignments.next_assignment(round=round, rater=_person(request))
     except (RoundClosed, RoundNotReady) as error:
-        raise Conflict(str(error)) from error
+        raise _conflict(error) from error
     protocol = {
         "kind": round.protocol.kind,
         "question": round.protocol.question,
@@ -138,7 +163,7 @@ def label_add(request: Request, assignment_id: int) -> Response:
     except labels.InvalidLabel as error:
         raise ValidationError({"value": str(error)}) from error
     except (RoundClosed, assignments.LeaseLost, labels.AlreadyLabelled) as error:
-        raise Conflict(str(error)) from error
+        raise _conflict(error) from error
     return Response({"label": label.pk, "next": task_json(following)}, status=201)
 
 
@@ -164,4 +189,8 @@ def dataset_file(request: Request, dataset_id: int, name: str) -> FileResponse:
     if name != "manifest.json" and name not in dataset.manifest.get("files", {}):
         raise NotFound
     path = datasets.folder_of(dataset) / name
-    return FileResponse(open(path, "rb"), as_attachment=True, filename=path.name)
+    try:
+        file = open(path, "rb")  # noqa: SIM115  FileResponse closes it
+    except OSError as error:
+        raise NotFound(f"{name} is listed, but it cannot be read from the server's disk.") from error
+    return FileResponse(file, as_attachment=True, filename=path.name)
