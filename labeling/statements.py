@@ -10,11 +10,13 @@ from typing import TypeVar
 
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import connection
-from django.db.models import Model, QuerySet
+from django.db.models import BigIntegerField, Model, QuerySet
 
 from labeling.models import Assignment, Completion, Prompt, Protocol, RaterProgress, Round, Task
 
 M = TypeVar("M", bound=Model)
+
+LARGEST_ID = BigIntegerField.MAX_BIGINT
 
 # An assignment with its round and protocol, for a member of the project.
 ASSIGNMENT = """
@@ -80,6 +82,8 @@ WHERE item.task_id = %s ORDER BY item.id
 
 def assignment_for(rater: AbstractBaseUser, assignment_id: int) -> Assignment:
     """An assignment with `round` and `round.protocol`; Assignment.DoesNotExist for strangers to it."""
+    if assignment_id > LARGEST_ID:  # an address may hold any number, and the stores refuse to compare it
+        raise Assignment.DoesNotExist
     columns = [f"round.{name} AS round__{name}" for name in OF_ROUND]
     columns += [f"protocol.{name} AS protocol__{name}" for name in OF_PROTOCOL]
     values = {"id": assignment_id, "rater": rater.pk, "everywhere": getattr(rater, "is_superuser", False)}
