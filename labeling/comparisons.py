@@ -11,14 +11,16 @@ One task at a time: `aggregate` takes every judgement of the task and a named ru
 
 The same in every rule:
 
-- A tie is a pair with p = 0.5 (a trainer may use it or leave it); which side stands first says nothing.
+- A tie is a pair with p = 0.5 (a trainer may use it or leave it); a coin, the same for the same two, says
+  which side stands first: a trainer that does not know `p` must not learn "older" from it.
 - "Both bad" says nothing about which is better: such a label abstains, and is counted as left out.
 - p is the share of raters for `chosen`, a tie counting half. It is never below 0.5: under mean_strength one
   strong voice can outweigh two faint ones, and `chosen` is what the rule chose.
 - A ranking is worth a vote of strength 1 on each of its pairs, because it says which is better and not how
   much: margin 0. Each pair weighs 1/C(K,2), so that a ranking of nine does not drown one of two
-  (InstructGPT, 2203.02155). Several rankings of a task become one by Borda count, the mean share of the
-  others that a completion beats; the pairs go by the rule.
+  (InstructGPT, 2203.02155). Several rankings of a task are never merged: a merged one would say of two
+  completions what nobody said who saw them both. Each stays, at weight 1/raters unless the rule is
+  each_label, so that a trainer weighs the votes; their pairs go by the rule.
 - Ratings are never merged and never become pairs: ratings and rankings of the same items disagree
   (2308.15812), and each row keeps its rater.
 """
@@ -26,9 +28,10 @@ The same in every rule:
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import combinations
 from math import comb, floor
-from statistics import fmean, median
+from statistics import median
 from typing import Any, Literal
 
 Kind = Literal["rating", "comparison", "ranking"]
@@ -212,7 +215,7 @@ def aggregate(judgements: Sequence[Judgement], *, rule: Rule) -> Aggregate:
     groups = [[judgement] for judgement in telling] if rule == "each_label" else [telling]
     for group in filter(None, groups):
         if group[0].kind == "ranking":
-            result.rankings.append(_borda(group))
+            result.rankings.extend(_ranking(judgement, weight=1 / len(group)) for judgement in group)
         result.comparisons.extend(_pairs(group, decide=decide))
     return result
 
@@ -236,7 +239,7 @@ def _pairs(group: Sequence[Judgement], *, decide: Callable[[Sequence[int]], Deci
     rows = []
     for pair in sorted(votes):
         decision = decide(votes[pair])
-        chosen, rejected = pair if decision.side >= 0 else (pair[1], pair[0])
+        chosen, rejected = pair if (decision.side or _coin(pair)) > 0 else (pair[1], pair[0])
         rows.append(
             Comparison(
                 task=group[0].task,
@@ -253,26 +256,22 @@ def _pairs(group: Sequence[Judgement], *, decide: Callable[[Sequence[int]], Deci
     return rows
 
 
-def _borda(group: Sequence[Judgement]) -> Ranking:
-    """One ranking from one or several of a task; a completion is placed by the raters who ranked it."""
-    shares: dict[int, list[float]] = {}
-    for judgement in group:
-        ranks = _ranks_of(judgement)
-        for completion, rank in ranks.items():
-            others = [ranks[other] for other in ranks if other != completion]
-            beaten = sum(1.0 if rank < other else 0.5 if rank == other else 0.0 for other in others)
-            shares.setdefault(completion, []).append(beaten / len(others))
-    # Rounded: a tie must not hang on the last bit of a sum.
-    scores = {completion: round(fmean(values), 9) for completion, values in shares.items()}
-    order = sorted(scores, key=lambda completion: (-scores[completion], completion))
-    levels = sorted(set(scores.values()), reverse=True)
+def _coin(pair: Pair) -> int:
+    """1 or -1, half of each, the same for the same pair."""
+    return 1 if sha256(f"{pair[0]} {pair[1]}".encode()).digest()[0] % 2 else -1
+
+
+def _ranking(judgement: Judgement, *, weight: float) -> Ranking:
+    ranks = _ranks_of(judgement)
+    order = sorted(ranks, key=lambda completion: (ranks[completion], completion))
+    levels = sorted(set(ranks.values()))
     return Ranking(
-        task=group[0].task,
-        prompt=group[0].prompt,
+        task=judgement.task,
+        prompt=judgement.prompt,
         completions=tuple(order),
-        ranks=tuple(levels.index(scores[completion]) + 1 for completion in order),
-        weight=1.0,
-        votes=len(group),
+        ranks=tuple(levels.index(ranks[completion]) + 1 for completion in order),
+        weight=weight,
+        votes=1,
     )
 
 

@@ -1,13 +1,14 @@
 """The only writer of prompts and completions: canonical form, side of the split, rendered HTML.
 
 A prompt is a list of messages whose last turn is the user's. Its digest is over the canonical form, so the
-same conversation is one prompt however often it comes in. The side of the split follows from the digest of
-the conversation's opening (everything up to the first user's turn): a prompt keeps its side for ever, and
-the later turns of one conversation never stand on the other side of its beginning.
+same conversation is one prompt however often it comes in. The side of the split follows from the words of
+the first user's turn: a prompt keeps its side for ever, and neither the later turns of a conversation nor the
+same question with other blanks, capitals or system turn stand on the other side.
 """
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,15 +90,20 @@ def digest_of(messages: Sequence[Message]) -> str:
     return hashlib.sha256(json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
 
 
-def split_of(digest: str, test_percent: int) -> str:
-    """Side of the split for a digest: for ever the same, whatever comes in before or after it."""
+def split_of(messages: Sequence[Message], test_percent: int) -> str:
+    """Side of the split for a conversation: for ever the same, whatever comes in before or after it."""
+    digest = hashlib.sha256(question_of(messages).encode()).hexdigest()
     return Prompt.Split.TEST if int(digest[:15], 16) % 100 < test_percent else Prompt.Split.TRAIN
 
 
-def opening(messages: Sequence[Message]) -> Sequence[Message]:
-    """The turns up to the first one of the user: what the conversations of one tree share."""
-    first = next(n for n, message in enumerate(messages, start=1) if message["role"] == "user")
-    return messages[:first]
+def question_of(messages: Sequence[Message]) -> str:
+    """The first user's turn, as far as the split is concerned: letters that look the same are the same.
+
+    >>> question_of([{"role": "user", "content": " What\\n is IT?"}])
+    'what is it?'
+    """
+    first = next(message["content"] for message in messages if message["role"] == "user")
+    return " ".join(unicodedata.normalize("NFKC", first).casefold().split())
 
 
 def add_prompts(
@@ -141,7 +147,7 @@ def _new_prompt(project: Project, digest: str, messages: list[Message], html: li
         messages=messages,
         html=html or [render_markdown(message["content"]) for message in messages],
         digest=digest,
-        split=split_of(digest_of(opening(messages)), project.test_percent),
+        split=split_of(messages, project.test_percent),
     )
 
 

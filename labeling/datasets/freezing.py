@@ -163,12 +163,12 @@ def _write(draft: Path, *, project: Project, rounds: Sequence[Round], rule: Rule
             for table, row in rows_of(task, result, raters=raters):
                 writer.write(table, task.prompt.split, row)
         account.refuse_the_uninformative()
-        for split, prompt_row in prompt_rows(project):
+        for split, prompt_row in prompt_rows(rounds):
             writer.write("prompts", split, prompt_row)
     _refuse_lost_labels(account, rounds)
     return Manifest(
         format=FORMAT,
-        project=project.name,
+        project=project.slug,
         rule=rule,
         split=SPLIT_RULE,
         parents=_parents(rounds, account),

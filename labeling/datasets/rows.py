@@ -1,11 +1,11 @@
 """Rows of the frozen tables: TRL's dataset formats, messages always conversational."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypedDict
 
 from labeling.comparisons import Aggregate
 from labeling.datasets.judgements import JudgedTask
-from labeling.models import Project, Prompt
+from labeling.models import Prompt, Round, Task
 from labeling.models.prompts import Message
 
 PROMPTS_AT_ONCE = 1000
@@ -88,9 +88,10 @@ def rows_of(task: JudgedTask, result: Aggregate, *, raters: Mapping[int, int]) -
         )
 
 
-def prompt_rows(project: Project) -> Iterator[tuple[str, PromptRow]]:
-    """Every prompt of the project as (split, row)."""
-    prompts = Prompt.objects.filter(project=project).order_by("pk").values_list("split", "messages")
+def prompt_rows(rounds: Sequence[Round]) -> Iterator[tuple[str, PromptRow]]:
+    """Every prompt that was asked in these rounds as (split, row); others may come and go."""
+    asked = Task.objects.filter(round__in=rounds).values("prompt")
+    prompts = Prompt.objects.filter(pk__in=asked).order_by("pk").values_list("split", "messages")
     for split, messages in prompts.iterator(chunk_size=PROMPTS_AT_ONCE):
         yield split, PromptRow(prompt=messages_of(messages))
 

@@ -82,8 +82,11 @@ def test_the_split_goes_by_prompt(project: Project, round: Round) -> None:
     assert not train & test
 
 
-def test_every_prompt_of_the_project_is_in_the_prompts_table(project: Project, round: Round) -> None:
-    judged.make_prompt(project, "Nobody answered this.", "test")
+def test_every_prompt_that_was_asked_is_in_the_prompts_table(project: Project, round: Round) -> None:
+    policy = factories.make_policy(project, "another")
+    judged.make_task(
+        round, judged.make_prompt(project, "Nobody answered this.", "test"), ["a", "b"], [policy] * 2
+    )
     dataset = freeze(project=project, rounds=[round], rule="majority", name="first")
     assert len(rows(dataset, "prompts")) == 5
     assert [row["prompt"][0]["content"] for row in rows(dataset, "prompts", "test")] == [
@@ -140,6 +143,15 @@ def test_only_the_label_that_counts_is_read(project: Project, round: Round) -> N
     dataset = freeze(project=project, rounds=[round], rule="each_label", name="first")
     assert rows(dataset, "pairs")[0]["strength"] == 1
     assert dataset.manifest["labels"]["read"] == 12
+
+
+def test_what_the_project_has_besides_does_not_change_the_bytes(project: Project, round: Round) -> None:
+    first = freeze(project=project, rounds=[round], rule="majority", name="first")
+    judged.make_prompt(project, "Nobody was asked this yet.")
+    project.name = "Another name"
+    project.save()
+    again = freeze(project=project, rounds=[round], rule="majority", name="again")
+    assert again.digest == first.digest
 
 
 def test_rankings_and_ratings_have_their_own_tables(project: Project, ann: User, bo: User) -> None:

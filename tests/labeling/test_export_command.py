@@ -117,4 +117,4 @@ def test_it_asks_for_the_project_when_two_have_the_name(
     with pytest.raises(CommandError, match="name one with --project"):
         export("--dataset", "first", "--output", str(tmp_path / "one"))
     export("--dataset", "first", "--project", "Other", "--output", str(tmp_path / "one"))
-    assert json.loads((tmp_path / "one" / "manifest.json").read_text())["project"] == "Other"
+    assert json.loads((tmp_path / "one" / "manifest.json").read_text())["project"] == "other"

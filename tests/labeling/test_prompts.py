@@ -89,11 +89,19 @@ def test_projects_do_not_share_prompts(project: Project) -> None:
 
 
 def test_a_share_of_the_prompts_is_held_out_and_stays_so() -> None:
-    digests = [digest_of([{"role": "user", "content": str(n)}]) for n in range(2000)]
-    held_out = {d for d in digests if split_of(d, 10) == "test"}
+    prompts = [asked(str(n)) for n in range(2000)]
+    held_out = [prompt for prompt in prompts if split_of(prompt, 10) == "test"]
     assert 140 < len(held_out) < 260
-    assert all(split_of(d, 30) == "test" for d in held_out)  # a larger share only adds
-    assert {split_of(d, 0) for d in digests} == {"train"}
+    assert all(split_of(prompt, 30) == "test" for prompt in held_out)  # a larger share only adds
+    assert {split_of(prompt, 0) for prompt in prompts} == {"train"}
+
+
+@pytest.mark.parametrize("same", [" Why?", "Why?\n", "WHY?", "Ｗhy？", "Why? "])
+def test_a_question_that_looks_the_same_stands_on_the_same_side(same: str) -> None:
+    """Templates strip blanks: a model would be tested on what it was trained on."""
+    for n in range(50):
+        system = Message(role="system", content="Be brief.")
+        assert split_of(asked(f"{n} {same}"), 50) == split_of([system, *asked(f"{n} Why?")], 50)
 
 
 def test_later_turns_stand_on_the_side_of_their_opening(project: Project) -> None:
