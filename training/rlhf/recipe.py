@@ -14,7 +14,7 @@ from training.rlhf.config import RunConfig
 from training.rlhf.data import SPLITS, Fitting, Split, drop_too_long, read_for_dpo, read_for_reward_model
 from training.rlhf.estimate import length_limit
 from training.rlhf.failures import Refused
-from training.rlhf.progress import report
+from training.rlhf.progress import Cancelled, report
 from training.rlhf.run_dir import ProgressWriter, RunDir
 
 datasets.disable_progress_bars()
@@ -98,7 +98,15 @@ def weights_dtype(config: RunConfig) -> torch.dtype:
 
 
 def evaluate(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[str, Any]:
-    """Judge model/ as it stands on disk; leaves evaluation.json, and completions.jsonl for a policy."""
-    if config.method == "dpo":
-        return evaluation.evaluate_policy(run_dir, config, progress)
-    return evaluation.evaluate_reward_model(run_dir, config, progress)
+    """Judge model/ as it stands on disk; leaves evaluation.json, and completions.jsonl for a policy.
+
+    The model is whole, so it comes home also when its evaluation fails: the error is in place of the figures.
+    """
+    try:
+        if config.method == "dpo":
+            return evaluation.evaluate_policy(run_dir, config, progress)
+        return evaluation.evaluate_reward_model(run_dir, config, progress)
+    except Cancelled:
+        raise
+    except Exception as error:
+        return evaluation.failed(run_dir, error, progress)
