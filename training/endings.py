@@ -1,17 +1,25 @@
 """What the end of a child means for its run: the next state, and words for people. Writes nothing."""
 
+import errno
 import json
+import os
+import shutil
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
 from training.models import Run
-from training.results import ResultsRefused, read_json
+from training.results import ResultsRefused, read_json, storable
 from training.rlhf.run_dir import EXIT_CANCELLED, EXIT_COMPLETE, EXIT_REFUSED, RunDir, RunError
 
 State = Run.State
 MAX_FRUITLESS = 3  # attempts in a row that died without a new checkpoint
+FULL_BELOW = 16 * 2**20  # bytes free in the run folder: hardly a checkpoint, or the words why, fits
+TIGHT_BELOW = 2**30
+NO_SPACE = ("No space left on device", "Disk quota exceeded")
+NOT_WRITTEN = ("unexpected pos", "inline_container")  # how torch says that a file was cut short
+OF_THE_MACHINE = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)  # no fault of the folder
 
 
 class Stop(Enum):
@@ -28,8 +36,8 @@ class Ending:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-def of_run(code: int, *, run: Run, run_dir: RunDir, stopping: Stop | None) -> Ending:
-    """A trainer that ended without a result."""
+def of_run(code: int, *, run: Run, run_dir: RunDir, stopping: Stop | None, printed: str = "") -> Ending:
+    """A trainer that ended without a result. `printed`: the end of its standard error."""
     if stopping is Stop.CANCEL:
         return Ending(State.CANCELLED, f"Cancelled. {goes_on_from(run_dir)}", {"cancel_asked": False})
     if stopping is Stop.RELEASE:
@@ -37,12 +45,14 @@ def of_run(code: int, *, run: Run, run_dir: RunDir, stopping: Stop | None) -> En
     explained = error_of(run_dir)
     if code == EXIT_REFUSED or explained:  # it knows what is wrong: the same again would not help
         return Ending(State.FAILED, explained or "It refused its input.")
-    return _died(code, run, run_dir)
+    return _died(code, run, run_dir, printed)
 
 
-def _died(code: int, run: Run, run_dir: RunDir) -> Ending:
+def _died(code: int, run: Run, run_dir: RunDir, printed: str) -> Ending:
     """It ended without a word. Once more from the last checkpoint, but not for ever."""
     why = how_it_ended(code)
+    if is_disk_full(run_dir.path, printed):  # which may be why it could not say a word
+        return Ending(State.FAILED, f"{disk_full(run_dir.path)} {goes_on_from(run_dir)}")
     fruitless = run.fruitless_attempts + 1
     counted = {"fruitless_attempts": fruitless}
     if fruitless < MAX_FRUITLESS:
@@ -54,8 +64,8 @@ def _died(code: int, run: Run, run_dir: RunDir) -> Ending:
     )
 
 
-def of_check(code: int, *, run: Run, run_dir: RunDir, stopping: Stop | None) -> Ending:
-    """A preflight that ended."""
+def of_check(code: int, *, run: Run, run_dir: RunDir, stopping: Stop | None, printed: str = "") -> Ending:
+    """A preflight that ended. `printed`: the end of its standard error."""
     if stopping is Stop.RELEASE:
         return Ending(State.CHECKING, "Waiting for a worker to check it.")
     try:
@@ -66,6 +76,8 @@ def of_check(code: int, *, run: Run, run_dir: RunDir, stopping: Stop | None) -> 
     if not isinstance(report, dict):
         if code == EXIT_REFUSED or explained:
             return Ending(State.REFUSED, explained or "The check refused the run.")
+        if is_disk_full(run_dir.path, printed):
+            return Ending(State.FAILED, disk_full(run_dir.path))
         return Ending(State.FAILED, f"The check did not come to its end. {how_it_ended(code)}")
     told = {"preflight": report}
     if code != EXIT_COMPLETE or not report.get("ok"):
@@ -73,6 +85,45 @@ def of_check(code: int, *, run: Run, run_dir: RunDir, stopping: Stop | None) -> 
     if run.start_when_ready:
         return Ending(State.QUEUED, "Checked. Waiting for a device.", told)
     return Ending(State.READY, "Checked: ready to start.", told)
+
+
+def of_fault(error: Exception, *, folder: Path) -> str:
+    """Words for an error that neither the trainer nor its data explain.
+
+    >>> of_fault(OSError(errno.EROFS, "Read-only file system"), folder=Path("/runs/7"))
+    'The run folder /runs/7 cannot be used: Read-only file system. Put it right and resume.'
+    >>> of_fault(KeyError("seed"), folder=Path("/runs/7"))
+    "KeyError: 'seed' (/runs/7) This should not happen; the log has the trace. Resume it to try again."
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full(folder)
+    if isinstance(error, OSError) and _is_of_the_folder(error, folder):
+        return f"The run folder {folder} cannot be used: {error.strerror}. Put it right and resume."
+    return storable(
+        f"{type(error).__name__}: {error} ({folder}) This should not happen; the log has the trace. "
+        "Resume it to try again."
+    )
+
+
+def _is_of_the_folder(error: OSError, folder: Path) -> bool:
+    if not error.strerror or error.errno in OF_THE_MACHINE:
+        return False
+    named = error.filename
+    return not isinstance(named, str | bytes) or Path(os.fsdecode(named)).is_relative_to(folder.parent)
+
+
+def is_disk_full(folder: Path, printed: str) -> bool:
+    """By what the file system says, and by what the child printed before it died."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return False
+    torch_was_cut_short = any(words in printed for words in NOT_WRITTEN) and free < TIGHT_BELOW
+    return free < FULL_BELOW or torch_was_cut_short or any(words in printed for words in NO_SPACE)
+
+
+def disk_full(folder: Path) -> str:
+    return f"The disk is full. ({folder}) Free space and resume."
 
 
 def refusal(report: dict[str, Any]) -> str:
@@ -94,7 +145,7 @@ def in_words(error: RunError) -> str:
     >>> in_words({"what": "The disk is full.", "where": "/runs/7", "do": "Free space and resume."})
     'The disk is full. (/runs/7) Free space and resume.'
     """
-    return f"{error['what']} ({error['where']}) {error['do']}".replace("\0", "")
+    return storable(f"{error['what']} ({error['where']}) {error['do']}".replace("\0", ""))
 
 
 def goes_on_from(run_dir: RunDir) -> str:

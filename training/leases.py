@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db import IntegrityError, models, transaction
+from django.db import IntegrityError, connection, models, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
@@ -48,11 +48,17 @@ class Lease:
         self.write(**{**FREE, "state": state, "message": message, "ended_at": ended, **values})
 
 
-def claim_run(*, worker: str, device: str) -> Run | None:
-    """Take the next run for a device; None when nothing waits or the device is busy."""
-    for run in Run.objects.waiting_for_a_device()[:5]:
+def claim_run(*, worker: str, device: str, lost: bool = True) -> Run | None:
+    """Take the next run for a device; None when nothing waits or the device is busy.
+
+    `lost`: also one whose worker let its lease run out.
+    """
+    waiting = Run.objects.waiting_for_a_device()
+    if not lost:
+        waiting = waiting.filter(state=State.QUEUED)
+    for run in waiting[:5]:
         claimed = _claim(
-            Run.objects.waiting_for_a_device().filter(pk=run.pk),
+            waiting.filter(pk=run.pk),
             worker=worker,
             device=device,
             state=State.RUNNING,
@@ -60,16 +66,24 @@ def claim_run(*, worker: str, device: str) -> Run | None:
             started_at=models.functions.Coalesce(F("started_at"), Now()),
         )
         if claimed:
-            return Run.objects.select_related("policy", "dataset", "round", "project").get(pk=run.pk)
+            return _with_its_parts(run)
     return None
 
 
-def claim_check(*, worker: str) -> Run | None:
-    """Take the next run that waits for its preflight."""
-    for run in Run.objects.waiting_for_a_check()[:5]:
-        if _claim(Run.objects.waiting_for_a_check().filter(pk=run.pk), worker=worker):
-            return Run.objects.select_related("policy", "dataset", "round", "project").get(pk=run.pk)
+def claim_check(*, worker: str, lost: bool = True) -> Run | None:
+    """Take the next run that waits for its preflight; `lost` as above."""
+    waiting = Run.objects.waiting_for_a_check()
+    if not lost:
+        waiting = waiting.filter(leased_until__isnull=True)
+    for run in waiting[:5]:
+        if _claim(waiting.filter(pk=run.pk), worker=worker):
+            return _with_its_parts(run)
     return None
+
+
+def _with_its_parts(run: Run) -> Run | None:
+    """None: its project was deleted meanwhile."""
+    return Run.objects.select_related("policy", "dataset", "round", "project").filter(pk=run.pk).first()
 
 
 def _claim(rows: models.QuerySet[Run], **values: Any) -> bool:
@@ -78,6 +92,14 @@ def _claim(rows: models.QuerySet[Run], **values: Any) -> bool:
             return rows.order_by().update(leased_until=_lease_end(), **values) == 1
     except IntegrityError:  # another run is on this device
         return False
+
+
+def others_may_claim_meanwhile() -> bool:
+    """Whether another worker may reach the database while it does not answer us.
+
+    Not with SQLite: what keeps one process from writing keeps every other from it too.
+    """
+    return connection.vendor != "sqlite"
 
 
 def _lease_end() -> models.Expression:

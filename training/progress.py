@@ -13,6 +13,7 @@ from django.db import transaction
 
 from training.leases import Lease
 from training.models import Metric
+from training.results import storable
 from training.rlhf.run_dir import ProgressLine
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def parse_progress(raw: bytes) -> ProgressLine | None:
     try:
         line = json.loads(raw)
         values = {
-            str(name): value
+            storable(str(name)): value
             for name, value in line["values"].items()
             if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         }
@@ -60,7 +61,7 @@ def parse_progress(raw: bytes) -> ProgressLine | None:
             time=float(line["time"]),
             step=int(line["step"]),
             total_steps=int(line["total_steps"]),
-            message=str(line["message"]).replace("\0", ""),
+            message=storable(str(line["message"]).replace("\0", "")),
             values=values,
         )
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
@@ -87,3 +88,10 @@ def store_progress(lease: Lease, lines: list[ProgressLine], **values: Any) -> No
             ],
             ignore_conflicts=True,
         )
+
+
+def forget_progress(lease: Lease) -> None:
+    """Before a run begins anew in an empty folder, whose lines are numbered from 1 again."""
+    with transaction.atomic():
+        lease.renew(last_seq=0, checkpoint_step=0, step=0, total_steps=0)
+        Metric.objects.filter(run=lease.run_id).delete()

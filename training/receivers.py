@@ -1,11 +1,14 @@
 """What training does when judging asks for something.
 
 A signal may be lost with the process that sent it; a worker looks for such rounds from time to time
-(`runs.queue_missing_sampling`, `gate.evaluate_missing_gates`).
+(`runs.queue_missing_sampling`, `runs.cancel_unwanted_sampling`, `gate.evaluate_missing_gates`).
 """
 
+from collections.abc import Collection
 from typing import Any
 
+from django.db import transaction
+from django.db.models.signals import post_save
 from django.dispatch import receiver
 
 from labeling.models import Round
@@ -21,3 +24,12 @@ def sample_completions(sender: object, round: Round, **kwargs: Any) -> None:
 @receiver(round_closed, dispatch_uid="training: open the gate")
 def open_the_gate(sender: object, round: Round, **kwargs: Any) -> None:
     gate.evaluate_gate(round)
+
+
+@receiver(post_save, sender=Round, dispatch_uid="training: stop writing for a closed round")
+def stop_writing(
+    sender: object, instance: Round, update_fields: Collection[str] | None = None, **kwargs: Any
+) -> None:
+    """`round_closed` tells of judged rounds alone; one that still waited is seen when it is saved."""
+    if instance.state == Round.State.CLOSED and "state" in (update_fields or ()):
+        transaction.on_commit(runs.cancel_unwanted_sampling)

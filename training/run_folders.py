@@ -37,11 +37,11 @@ class SamplingTask(TypedDict):
 
 
 def write_run_folder(run: Run) -> RunDir:
-    """The run's folder, written now or found whole from an earlier attempt."""
+    """The run's folder, written now or found whole from an earlier attempt. Raises OSError as well."""
     folder = run.folder
+    if is_written(run):
+        return RunDir(folder)
     if folder.exists():
-        if _identity(folder) == _identity_of(run):
-            return RunDir(folder)
         _set_aside(folder)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
@@ -51,11 +51,14 @@ def write_run_folder(run: Run) -> RunDir:
         os.replace(draft, folder)
     except datasets.DamagedDataset as error:
         raise FolderNotWritten(f"The dataset cannot be trained on: {error}. Freeze it again.") from error
-    except OSError as error:
-        raise FolderNotWritten(f"The run folder {folder} cannot be written: {error}.") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return RunDir(folder)
+
+
+def is_written(run: Run) -> bool:
+    """Whether the run's own folder is there, from an earlier attempt."""
+    return _identity(run.folder) == _identity_of(run)
 
 
 def _identity_of(run: Run) -> dict[str, Any]:
@@ -66,7 +69,7 @@ def _identity_of(run: Run) -> dict[str, Any]:
 def _identity(folder: Path) -> Any:
     try:
         return json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):  # one that cannot be read now may still be ours
         return None
 
 

@@ -4,6 +4,8 @@ Nothing here starts a process or writes a file: a worker (training.worker) takes
 Every change is one conditional UPDATE, so two people, or a person and a worker, cannot both win.
 """
 
+import math
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +14,7 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
+from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Now
 
 from labeling import rounds
@@ -21,6 +24,13 @@ from training.recipes import default_settings, merged
 from training.rlhf.config import ConfigError, RunConfig
 
 State = Run.State
+LARGEST = {  # whole numbers of a recipe; others end at 2**31
+    "seed": 2**32 - 1,
+    "training.max_steps": 10_000_000,
+    "training.save_every": 10_000_000,
+    "training.log_every": 10_000_000,
+    "tuning.lora_alpha": 10_000,
+}
 
 
 class RunRefused(Exception):
@@ -86,9 +96,43 @@ def _check_parts(
 
 def _checked(config: dict[str, Any]) -> dict[str, Any]:
     try:
-        return RunConfig.from_json(config).to_json()
-    except ConfigError as error:
+        checked = RunConfig.from_json(config).to_json()
+    except (ConfigError, OverflowError) as error:
         raise RunRefused(f"This recipe cannot be run. {error}") from error
+    for name, value in _settings_in(checked):
+        if reason := _why_unstorable(name, value):
+            raise RunRefused(f"This recipe cannot be run. {name!a}: {reason}")
+    return checked
+
+
+def _settings_in(config: dict[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value by its dotted name; the names that people chose are values too."""
+    for key, value in config.items():
+        name = f"{within}{key}"
+        yield name, key
+        if isinstance(value, dict):
+            yield from _settings_in(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def _why_unstorable(name: str, value: Any) -> str:
+    """Why a value cannot be written down or is beyond all sense; empty when it is neither."""
+    match value:
+        case str() if not _is_storable(value):
+            return "it holds a character that cannot be stored."
+        case float() if not math.isfinite(value):
+            return f"{value} is no finite number."
+        case int() if abs(value) > LARGEST.get(name, 2**31 - 1):
+            return f"at most {LARGEST.get(name, 2**31 - 1):,}."
+    return ""
+
+
+def _is_storable(text: str) -> bool:
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def queue_sampling(round: Round) -> Run:
@@ -172,18 +216,30 @@ def start(*, run: Run, by: User | None) -> Run:
 
 def cancel(*, run: Run, by: User | None) -> Run:
     """Stop a run, saved; `resume` goes on. A running one is stopped by its worker within seconds."""
+    for _ in range(2):  # a worker may put it back into the queue between two looks at it
+        if _cancelled(run, by) or run.state == State.CANCELLED:
+            return run
+    raise RunRefused(f"{run} is {_state(run)}: there is nothing to cancel.")
+
+
+def _cancelled(run: Run, by: User | None) -> bool:
     waiting = {State.CHECKING, State.READY, State.QUEUED}
     ended: dict[str, Any] = {"state": State.CANCELLED, "ended_at": Now(), "worker": "", "leased_until": None}
-    if _move(run, waiting, by, **ended, message="Cancelled before it started."):
-        return run
-    # Nobody is there to stop it: its lease ran out.
-    if _move(run, {State.RUNNING}, by, lost=True, **ended, message="Cancelled; its worker is gone."):
-        return run
-    if _move(run, {State.RUNNING}, by, cancel_asked=True):
-        return run
-    if run.state == State.CANCELLED:
-        return run
-    raise RunRefused(f"{run} is {_state(run)}: there is nothing to cancel.")
+    return (
+        _move(run, waiting, by, **ended, message="Cancelled before it started.")
+        # Nobody is there to stop it: its lease ran out.
+        or _move(run, {State.RUNNING}, by, lost=True, **ended, message="Cancelled; its worker is gone.")
+        or _move(run, {State.RUNNING}, by, cancel_asked=True)
+    )
+
+
+def cancel_unwanted_sampling() -> list[Run]:
+    """Stop writing for rounds that were closed while they waited."""
+    live = [State.CHECKING, State.READY, State.QUEUED, State.RUNNING]
+    unwanted = Run.objects.filter(
+        method=Run.Method.SAMPLE, state__in=live, cancel_asked=False, round__state=Round.State.CLOSED
+    )
+    return [run for run in unwanted if _cancelled(run, None)]
 
 
 def resume(*, run: Run, by: User | None) -> Run:
@@ -196,6 +252,7 @@ def resume(*, run: Run, by: User | None) -> Run:
         "ended_at": None,
         "stderr_tail": "",
     }
+    _require_wanted(run)
     was_checked = run.method == Run.Method.SAMPLE or bool(run.preflight.get("ok"))
     try:
         if was_checked:
@@ -211,6 +268,17 @@ def resume(*, run: Run, by: User | None) -> Run:
     if moved or run.is_live:
         return run
     raise RunRefused(f"{run} is {_state(run)}: only one that was cancelled or failed can go on.")
+
+
+def _require_wanted(run: Run) -> None:
+    """A sampling run writes for a round that waits; for any other its work would be thrown away."""
+    if run.method != Run.Method.SAMPLE or run.round_id is None or not run.can_resume:
+        return
+    if not Round.objects.filter(pk=run.round_id, state=Round.State.WAITING).exists():
+        raise RunRefused(
+            f"{run.round} does not wait for completions any more: nothing would become of them. "
+            "Make a new round."
+        )
 
 
 def _move(run: Run, allowed: set[State], by: User | None, *, lost: bool = False, **values: Any) -> bool:
@@ -238,5 +306,8 @@ def _state(run: Run) -> str:
 
 def workers_alive() -> list[Worker]:
     """Workers that were seen within two leases."""
-    oldest = Now() - timedelta(seconds=2 * settings.RUN_LEASE_SECONDS)
-    return list(Worker.objects.filter(seen_at__gte=oldest))
+    return list(Worker.objects.filter(seen_at__gte=oldest_alive()))
+
+
+def oldest_alive() -> CombinedExpression:
+    return Now() - timedelta(seconds=2 * settings.RUN_LEASE_SECONDS)

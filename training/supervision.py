@@ -1,8 +1,19 @@
 """One child under supervision, from its start to what its end means for the run.
 
-`step` does one unit and never waits; the worker's loop calls it a few times a second. Two rules keep two
-children of one run apart: every write repeats the lease (training.leases), and a worker that could not
-renew its lease in time kills its child by its own clock, without asking anybody.
+`step` does one unit and never waits; the worker's loop calls it a few times a second. Every write repeats
+the lease (training.leases). What keeps two children of one run apart when the lease runs out by our own
+clock, which starts before the renewal is sent and so never runs out later than the database's:
+
+- The database answers: one conditional renewal decides. While the row is still ours nobody was first, and
+  the child works on; otherwise it is killed.
+- SQLite does not answer: whoever keeps us from writing (a long import) keeps everybody from claiming. The
+  child works on. When the lock is gone, either our renewal is first or another worker's claim; that worker
+  is on this machine, and ends our child (`Launcher.evict`) before it starts its own.
+- PostgreSQL does not answer: it may answer another worker, elsewhere. Our child has to be dead before the
+  lease is over, so `mind_the_clock` kills it without asking anybody; the worker has a thread for it, since
+  a call to the database may hang for minutes.
+
+Under all of this lies the lock in the run folder, which the child itself holds.
 """
 
 import logging
@@ -16,12 +27,12 @@ from django.db import InterfaceError, OperationalError
 from training import endings
 from training.endings import Stop
 from training.launchers import Child, Launcher
-from training.leases import Lease, LeaseLost
+from training.leases import Lease, LeaseLost, others_may_claim_meanwhile
 from training.models import Run
-from training.progress import ProgressTail, store_progress
-from training.results import ResultsRefused, import_results
+from training.progress import ProgressTail, forget_progress, store_progress
+from training.results import ResultsRefused, import_results, storable
 from training.rlhf.run_dir import EXIT_COMPLETE, EXIT_LOCKED, ProgressLine, RunDir
-from training.run_folders import FolderNotWritten, write_run_folder
+from training.run_folders import FolderNotWritten, is_written, write_run_folder
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +40,7 @@ State = Run.State
 GRACE_SECONDS = 30  # from "stop" to "kill"; a checkpoint is saved in between
 TOLD_WHY = (State.FAILED, State.REFUSED, State.QUEUED)  # what the child printed is kept
 LOCK_PATIENCE = 2  # leases to wait for a process in the folder that is not ours to end
+CHECK_SECONDS = 600  # a preflight that takes longer is not going to end
 
 
 class Supervision:
@@ -47,6 +59,9 @@ class Supervision:
         self._renewed = time.monotonic()
         self._kill_at: float | None = None
         self._locked_since: float | None = None
+        self._check_ends_at: float | None = None
+        self._others_may_claim = others_may_claim_meanwhile()
+        self._ended_by_clock = False
 
     # --- one unit -------------------------------------------------------------------------------------------
 
@@ -57,6 +72,23 @@ class Supervision:
         except LeaseLost:
             self.abandon()
             raise
+        except (OperationalError, InterfaceError):
+            raise  # the database is away or busy: the next step tries again
+        except Exception as error:
+            return self._break_off(error)
+
+    def _break_off(self, error: Exception) -> bool:
+        """End the run after a fault: it must not take the worker down, and every other run with it."""
+        log.exception("run %s: a fault ended it", self.run.pk)
+        self.abandon()
+        message = endings.of_fault(error, folder=self.dir.path)
+        try:
+            return self._end(State.FAILED, message, stderr_tail=storable(traceback.format_exc()[-8000:]))
+        except LeaseLost:
+            raise
+        except Exception as unwritten:  # left as it is, it is claimed again when the lease is over
+            log.exception("run %s: its end could not be written", self.run.pk)
+            raise LeaseLost(f"run {self.run.pk}: its end could not be written") from unwritten
 
     def _step(self) -> bool:
         self._check_own_clock()
@@ -66,6 +98,8 @@ class Supervision:
         self._heartbeat(last=code is not None)
         if code is not None:
             return self._ended(code)
+        if self._check_ends_at is not None and time.monotonic() > self._check_ends_at:
+            return self._end_overlong_check()
         self._listen()
         return True
 
@@ -87,18 +121,34 @@ class Supervision:
         if self.child is not None:
             self.child.kill()
 
+    def mind_the_clock(self) -> None:
+        """Kill the child when somebody else may have claimed the run; asks no database. From any thread."""
+        child = self.child
+        if self._others_may_claim and self._lease_ran_out() and child is not None and child.poll() is None:
+            self._ended_by_clock = True
+            child.kill()
+
     # --- while it works -------------------------------------------------------------------------------------
 
     def _check_own_clock(self) -> None:
-        # After a pause (SIGSTOP, a sleeping laptop, a database away) another worker may be at work already.
-        if time.monotonic() - self._renewed > settings.RUN_LEASE_SECONDS:
+        """After a pause (SIGSTOP, a database away or busy), go on only with a run that is still ours."""
+        self.mind_the_clock()
+        if self._ended_by_clock:
             raise LeaseLost(f"run {self.run.pk}: the lease ran out before it could be renewed")
+        if self._lease_ran_out():
+            self._renew()
+            log.warning("run %s: its lease had run out, and nobody had taken it", self.run.pk)
+
+    def _lease_ran_out(self) -> bool:
+        return time.monotonic() - self._renewed > settings.RUN_LEASE_SECONDS
 
     def _begin(self) -> bool:
         if self.stopping is Stop.RELEASE:
             return self._end(State.CHECKING if self.is_check else State.QUEUED, "Waiting for a worker.")
         if not self.is_check and self._cancel_asked():
             return self._end(State.CANCELLED, "Cancelled before this attempt began.")
+        if not is_written(self.run):
+            self._begin_anew()
         try:
             write_run_folder(self.run)
         except FolderNotWritten as error:
@@ -112,7 +162,15 @@ class Supervision:
             self.dir.preflight.unlink(missing_ok=True)
         self._renew(message="Checking data and model." if self.is_check else self._opening_words())
         self.child = self._launcher.start(self.dir.path, preflight=self.is_check)
+        self._check_ends_at = time.monotonic() + CHECK_SECONDS if self.is_check else None
         return True
+
+    def _begin_anew(self) -> None:
+        """A folder that vanished took its lines and checkpoints along: those of the new one count from 1."""
+        if self.run.last_seq or self.run.checkpoint_step:
+            forget_progress(self.lease)
+            self.run.last_seq = self.run.checkpoint_step = 0
+            self._tail = ProgressTail(self.dir.progress, after=0)
 
     def _opening_words(self) -> str:
         checkpoint = self.dir.last_checkpoint()
@@ -191,9 +249,18 @@ class Supervision:
             return True
         if code == EXIT_COMPLETE and self.dir.is_complete and not self.is_check:
             return self._import()
+        printed = self.child.stderr_tail() if self.child is not None else ""
         judge = endings.of_check if self.is_check else endings.of_run
-        ending = judge(code, run=self.run, run_dir=self.dir, stopping=self.stopping)
+        ending = judge(code, run=self.run, run_dir=self.dir, stopping=self.stopping, printed=printed)
         return self._end(ending.state, ending.message, **ending.values)
+
+    def _end_overlong_check(self) -> bool:
+        self.kill()
+        return self._end(
+            State.FAILED,
+            f"The check did not end within {CHECK_SECONDS // 60} minutes and was stopped. ({self.dir.path}) "
+            "Look at what it printed last; resume the run to check it again.",
+        )
 
     def _import(self) -> bool:
         try:
@@ -206,8 +273,10 @@ class Supervision:
             log.exception("run %s: its results could not be imported", self.run.pk)
             return self._end(
                 State.FAILED,
-                f"The run ended, but its results could not be taken in: {error} Resume it to try again.",
-                stderr_tail=traceback.format_exc()[-8000:],
+                storable(
+                    f"The run ended, but its results could not be taken in: {error} Resume it to try again."
+                ),
+                stderr_tail=storable(traceback.format_exc()[-8000:]),
             )
         return False
 

@@ -7,6 +7,7 @@ them is `serve`. Any number of workers may share a database and the run folders.
 
 import logging
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -39,6 +40,9 @@ class TrainingWorker:
         self.check_lane: Supervision | None = None
         self._stops_asked = 0
         self._seen = self._swept = float("-inf")
+        self._signed_on = False
+        self._trusts_leases_from = float("-inf")
+        self._has_left = threading.Event()
 
     # --- the loop -------------------------------------------------------------------------------------------
 
@@ -46,6 +50,8 @@ class TrainingWorker:
         """Work until told to stop; in a batch, until nothing is left to do."""
         self.say(f"worker {self.name} waits for runs")
         self.launcher.prepare()
+        # A call to the database may hang: then nobody but this thread sees a lease run out.
+        threading.Thread(target=self._watch, daemon=True).start()
         try:
             while True:
                 busy = self.turn()
@@ -66,7 +72,8 @@ class TrainingWorker:
             # The database is away or busy. Children work on; the lease's own clock stops them in time.
             log.warning("the database did not answer", exc_info=True)
             connection.close()
-            return True
+            self._mind_the_clock()
+            return self._stops_asked < 2
 
     @property
     def is_stopping(self) -> bool:
@@ -79,11 +86,32 @@ class TrainingWorker:
     # --- units ----------------------------------------------------------------------------------------------
 
     def be_seen(self) -> None:
-        if time.monotonic() - self._seen > settings.RUN_LEASE_SECONDS / 2:
-            Worker.objects.update_or_create(
-                name=self.name, defaults={"device": self.launcher.device, "seen_at": Now()}
-            )
-            self._seen = time.monotonic()
+        lease, before = settings.RUN_LEASE_SECONDS, self._seen
+        if time.monotonic() - before <= lease / 2:
+            return
+        if not self._signed_on:
+            self._sign_on()
+        Worker.objects.update_or_create(
+            name=self.name, defaults={"device": self.launcher.device, "seen_at": Now()}
+        )
+        self._seen = time.monotonic()
+        if lease * 2 / 3 < self._seen - before < float("inf"):
+            # While we could not write, others could not renew: they get the time to do so first.
+            self._trusts_leases_from = self._seen + lease / 3
+
+    def _sign_on(self) -> None:
+        """Take a name that no worker alive has: two on one device must not remove each other's row."""
+        for name in (self.name, *(f"{self.name} {number}" for number in range(2, 1000))):
+            Worker.objects.filter(name=name, seen_at__lt=runs.oldest_alive()).delete()
+            now = {"device": self.launcher.device, "seen_at": Now()}
+            if Worker.objects.get_or_create(name=name, defaults=now)[1]:
+                self.name, self._signed_on = name, True
+                return
+
+    @property
+    def trusts_leases(self) -> bool:
+        """Whether a lease that ran out means that its worker is gone."""
+        return time.monotonic() > self._trusts_leases_from
 
     def sweep(self) -> None:
         """Do what a lost signal would have done."""
@@ -91,6 +119,7 @@ class TrainingWorker:
             self._swept = time.monotonic()
             try:
                 runs.queue_missing_sampling()
+                runs.cancel_unwanted_sampling()
                 gate.evaluate_missing_gates()
             except (OperationalError, InterfaceError):
                 raise
@@ -100,7 +129,9 @@ class TrainingWorker:
     def train(self) -> bool:
         """One unit of the device lane; False when it has nothing to do."""
         if self.device_lane is None and not self.is_stopping:
-            run = leases.claim_run(worker=self.claims_as, device=self.launcher.device)
+            run = leases.claim_run(
+                worker=self.claims_as, device=self.launcher.device, lost=self.trusts_leases
+            )
             self.device_lane = self._take(run)
         if self.device_lane is None:
             return False
@@ -110,7 +141,8 @@ class TrainingWorker:
     def check(self) -> bool:
         """One unit of the check lane; False when it has nothing to do."""
         if self.check_lane is None and not self.is_stopping:
-            self.check_lane = self._take(leases.claim_check(worker=self.claims_as))
+            run = leases.claim_check(worker=self.claims_as, lost=self.trusts_leases)
+            self.check_lane = self._take(run)
         if self.check_lane is None:
             return False
         self.check_lane = self._advance(self.check_lane)
@@ -138,14 +170,29 @@ class TrainingWorker:
         return None
 
     def _tell(self, run: Run) -> None:
-        run.refresh_from_db(fields=["state", "message"])
-        self.say(f"{run}: {run.get_state_display().lower()}. {run.message}")
+        now = Run.objects.filter(pk=run.pk).first()
+        if now is not None:
+            self.say(f"{now}: {now.get_state_display().lower()}. {now.message}")
+
+    def _watch(self) -> None:
+        while not self._has_left.wait(TICK_SECONDS):
+            self._mind_the_clock()
+
+    def _mind_the_clock(self) -> None:
+        for lane in (self.device_lane, self.check_lane):
+            if lane is not None:
+                lane.mind_the_clock()
 
     def _leave(self) -> None:
         """Nothing of ours stays: children end with us, pages see that we are gone."""
+        self._has_left.set()
         for lane in (self.device_lane, self.check_lane):
             if lane is not None:
                 lane.abandon()
         self.launcher.close()
-        Worker.objects.filter(name=self.name).delete()
+        try:
+            if self._signed_on:
+                Worker.objects.filter(name=self.name).delete()
+        except (OperationalError, InterfaceError):
+            log.warning("the database did not answer: pages see the worker for a while", exc_info=True)
         self.say(f"worker {self.name} has stopped")

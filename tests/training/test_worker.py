@@ -1,8 +1,13 @@
 """The worker, unit by unit, with a stub for the trainer: the contract kept, and broken in every known way."""
 
+import errno
 import os
+import shutil
 import signal
+import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +18,9 @@ from django.db.models.functions import Now
 from labeling.models import Project
 from tests.training import stage
 from tests.training.stage import journal, work_until
-from training import leases, runs, supervision, worker
-from training.launchers.local import child_environment
+from training import endings, leases, runs, supervision, worker
+from training.launchers.local import LocalLauncher, child_environment
+from training.launchers.local_child import LocalChild
 from training.models import Artifact, Metric, Run, Worker
 from training.progress import parse_progress
 
@@ -211,6 +217,143 @@ def test_values_that_are_no_finite_numbers_are_left_out() -> None:
     assert (parsed["values"], parsed["message"]) == ({"ok": 0.5}, "ab")
 
 
+# --- faults of one run --------------------------------------------------------------------------------------
+
+
+def test_a_run_whose_recipe_cannot_be_written_fails_alone(project: Project, ann: User) -> None:
+    bad, good = stage.make_queued_run(project, ann), stage.make_queued_run(project, ann)
+    Run.objects.filter(pk=bad.pk).update(config={**bad.config, "policies": {"a": "\ud800"}})
+    one = stage.make_worker()
+    assert stage.work_through(one, good).state == State.COMPLETE
+    bad.refresh_from_db()
+    assert (bad.state, bad.attempt, bad.worker) == (State.FAILED, 1, "")
+    assert bad.message.startswith("UnicodeEncodeError: ")
+    assert str(bad.folder) in bad.message and bad.message.endswith("Resume it to try again.")
+    assert "Traceback" in bad.stderr_tail
+
+
+def test_folders_that_cannot_be_made_are_named_and_the_worker_lives(
+    project: Project, ann: User, settings: Any
+) -> None:
+    run = stage.make_queued_run(project, ann)
+    settings.RUNS_DIR.write_text("a file where the folders of runs should be")
+    one = stage.make_worker()
+    stage.work_through(one, run)
+    assert run.state == State.FAILED
+    assert run.message == (
+        f"The run folder {run.folder} cannot be used: Not a directory. Put it right and resume."
+    )
+    settings.RUNS_DIR.unlink()
+    runs.resume(run=run, by=None)
+    assert stage.work_through(one, run).state == State.COMPLETE
+
+
+@pytest.mark.parametrize("what", ["evict", "start"])
+def test_a_folder_that_became_read_only_fails_its_run_and_no_other(
+    project: Project, ann: User, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    run, one = stage.make_queued_run(project, ann), stage.make_worker()
+
+    def refuse(self: object, folder: Path, **how: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(folder / "lock"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalLauncher, what, refuse)
+        stage.work_through(one, run)
+    assert run.message == (
+        f"The run folder {run.folder} cannot be used: Read-only file system. Put it right and resume."
+    )
+    runs.resume(run=run, by=None)
+    assert stage.work_through(one, run).state == State.COMPLETE
+
+
+def test_a_fault_while_the_child_works_ends_the_child_too(
+    project: Project, ann: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, run = stage.make_worker(), stage.make_queued_run(project, ann)
+    running(one, run)
+
+    def refuse(self: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(run.folder / "trainer.stderr.log"))
+
+    monkeypatch.setattr(LocalChild, "trim_logs", refuse)
+    stage.work_through(one, run)
+    assert run.state == State.FAILED and "Input/output error" in run.message
+    assert not stage.is_alive(journal(run)[0]["pid"])
+
+
+def test_a_fault_that_cannot_even_be_written_down_costs_the_run_its_worker_and_nothing_else(
+    transactional_db: None, project: Project, ann: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, run = stage.make_worker(), stage.make_queued_run(project, ann)
+    running(one, run)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalChild, "poll", lambda self: 1 / 0)
+        patch.setattr(leases.Lease, "end", away)
+        work_until(one, lambda: one.device_lane is None)
+    assert not stage.is_alive(journal(run)[0]["pid"])
+    lose_lease(run)
+    assert stage.work_through(one, run).state == State.COMPLETE
+
+
+def test_what_no_database_can_store_in_a_message_costs_nothing() -> None:
+    line = b'{"seq": 1, "time": 1, "step": 3, "total_steps": 9, "message": "a\\ud800b", "values": %s}'
+    parsed = parse_progress(line % b'{"\\ud800": 1}')
+    assert parsed is not None
+    assert (parsed["message"], parsed["values"]) == ("a?b", {"?": 1})
+
+
+def test_a_run_whose_folder_vanished_begins_anew_and_tells_it(project: Project, ann: User) -> None:
+    one, run = stage.make_worker(), stage.make_queued_run(project, ann)
+    running(one, run, step=12)
+    runs.cancel(run=run, by=None)
+    stage.work_through(one, run)
+    assert (run.checkpoint_step >= 10, run.last_seq > 10) == (True, True)
+    shutil.rmtree(run.folder)
+    runs.resume(run=run, by=None)
+    stage.work_through(one, run)
+    assert (run.state, run.last_seq, run.checkpoint_step) == (State.COMPLETE, 21, 20)
+    assert [metric.step for metric in run.metrics.all()] == list(range(1, 21))
+
+
+def test_a_full_disk_is_named_at_once(
+    project: Project, ann: User, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.use_stub(settings, "crashes")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    run = stage.work_through(stage.make_worker(), stage.make_queued_run(project, ann))
+    assert (run.state, run.attempt) == (State.FAILED, 1)
+    assert run.message.startswith(f"The disk is full. ({run.folder}) Free space and resume.")
+
+
+@pytest.mark.parametrize(
+    ("printed", "free", "is_full"),
+    [
+        ("OSError: [Errno 28] No space left on device", 2**40, True),  # something made room meanwhile
+        ("RuntimeError: [enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0", 2**27, True),
+        ("RuntimeError: [enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0", 2**40, False),
+        ("Traceback: something broke", 2**27, False),
+    ],
+)
+def test_a_full_disk_is_known_by_what_was_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str, free: int, is_full: bool
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    assert endings.is_disk_full(tmp_path, printed) == is_full
+
+
+def test_a_check_that_does_not_end_is_stopped(
+    project: Project, ann: User, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "CHECK_SECONDS", 1)
+    stage.use_stub(settings, "slow check")
+    one, run = stage.make_worker(), stage.make_run(project, ann)
+    stage.work_through(one, run)
+    assert run.state == State.FAILED
+    assert "did not end within" in run.message and "resume" in run.message
+    assert not stage.is_alive(journal(run)[0]["pid"])
+
+
 # --- stopping -----------------------------------------------------------------------------------------------
 
 
@@ -325,20 +468,80 @@ def test_a_worker_that_lost_its_lease_kills_its_child_and_writes_nothing(project
     assert not stage.is_alive(journal(run)[0]["pid"])
 
 
+def away(*args: object, **kwargs: object) -> None:
+    raise OperationalError("the database is away")
+
+
+def turn_for(one: worker.TrainingWorker, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    work_until(one, lambda: time.monotonic() > end)
+
+
+# Transactional: the worker closes a connection that failed, and a test's own transaction with it.
+@pytest.mark.parametrize("what", [leases.Lease, Worker.objects])
 def test_a_worker_that_could_not_renew_in_time_stops_by_its_own_clock(
-    transactional_db: None, project: Project, ann: User, monkeypatch: pytest.MonkeyPatch
+    transactional_db: None,
+    project: Project,
+    ann: User,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    what: Any,
 ) -> None:
-    # Transactional: the worker closes a connection that failed, and a test's own transaction with it.
+    settings.RUN_LEASE_SECONDS = 2
+    stage.use_stub(settings, "is slow")
+    monkeypatch.setattr(supervision, "others_may_claim_meanwhile", lambda: True)  # as PostgreSQL would
+    one, run = stage.make_worker(), stage.make_queued_run(project, ann)
+    running(one, run, step=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(what, "rows" if what is leases.Lease else "update_or_create", away)
+        if what is leases.Lease:
+            work_until(one, lambda: one.device_lane is None)
+        else:  # it does not come as far as its lanes
+            turn_for(one, 3)
+        assert not stage.is_alive(journal(run)[0]["pid"])
+    assert stage.work_through(one, run).state == State.COMPLETE
+
+
+def test_a_lease_that_runs_out_while_a_call_to_the_database_hangs_ends_the_child(
+    project: Project, ann: User, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "others_may_claim_meanwhile", lambda: True)
     one, run = stage.make_worker(), stage.make_queued_run(project, ann)
     running(one, run)
+    settings.RUN_LEASE_SECONDS = 1
+    threading.Thread(target=one._watch, daemon=True).start()  # and nobody turns the worker meanwhile
+    stage.wait_for(lambda: not stage.is_alive(journal(run)[0]["pid"]), seconds=1.5)
+    one._has_left.set()
 
-    def away(*args: object, **kwargs: object) -> None:
-        raise OperationalError("the database is away")
 
-    monkeypatch.setattr(leases.Lease, "rows", away)
-    work_until(one, lambda: one.device_lane is None)
-    assert not stage.is_alive(journal(run)[0]["pid"])
-    monkeypatch.undo()
+def test_a_busy_sqlite_database_does_not_take_the_training_away(
+    transactional_db: None, project: Project, ann: User, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.RUN_LEASE_SECONDS = 2
+    stage.use_stub(settings, "is slow")
+    one, run = stage.make_worker(), stage.make_queued_run(project, ann)
+    running(one, run, step=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(leases.Lease, "rows", away)
+        turn_for(one, 4)
+    stage.work_through(one, run)
+    assert (run.state, run.attempt) == (State.COMPLETE, 1)
+    assert len({line["pid"] for line in journal(run)}) == 1
+
+
+def test_who_could_not_write_does_not_blame_others_for_a_lease_that_ran_out(
+    project: Project, ann: User, settings: Any
+) -> None:
+    settings.RUN_LEASE_SECONDS = 2
+    run = stage.make_queued_run(project, ann)
+    leases.claim_run(worker="other", device="cpu:1")
+    two = stage.make_worker("two")
+    two.turn()
+    two._seen -= 5  # as if the database had been locked for so long
+    lose_lease(run)
+    two.turn()
+    assert two.device_lane is None
+    work_until(two, lambda: two.device_lane is not None, seconds=3)
 
 
 def test_the_second_worker_ends_the_child_of_a_worker_that_froze(project: Project, ann: User) -> None:
@@ -394,6 +597,31 @@ def test_a_worker_is_seen_while_it_works(db: None) -> None:
     stage.make_worker("one").turn()
     assert [row.name for row in runs.workers_alive()] == ["one"]
     assert Worker.objects.filter(seen_at__lte=Now()).exists()
+
+
+def test_two_workers_of_one_name_are_two_and_one_that_leaves_takes_its_own_row_along(db: None) -> None:
+    one, two = stage.make_worker("same"), stage.make_worker("same")
+    one.turn()
+    two.turn()
+    assert [row.name for row in runs.workers_alive()] == ["same", "same 2"]
+    two.serve(batch=True)
+    assert [row.name for row in runs.workers_alive()] == ["same"]
+
+
+def test_the_name_of_a_worker_that_is_gone_is_free_again(db: None) -> None:
+    Worker.objects.create(name="same", device="cpu:0", seen_at="2020-01-01T00:00:00Z")
+    stage.make_worker("same").turn()
+    assert [row.name for row in Worker.objects.all()] == ["same"]
+
+
+def test_a_worker_that_is_told_twice_leaves_although_the_database_is_away(
+    transactional_db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = stage.make_worker()
+    monkeypatch.setattr(Worker.objects, "get_or_create", away)
+    one.ask_stop()
+    one.ask_stop()
+    one.serve()
 
 
 def test_a_stop_signal_to_the_child_alone_puts_the_run_back(project: Project, ann: User) -> None:

@@ -7,6 +7,7 @@ killed when that process dies (PDEATHSIG), and leaves at once when it is dead al
 """
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from django.conf import settings
 from training.launchers.local_child import LocalChild
 from training.launchers.standby import Standby, StandbyCheck
 from training.rlhf.run_dir import RunDir, RunLocked
+
+log = logging.getLogger(__name__)
 
 # What a child is given of our environment. The database's address and the secret key are not in it.
 PASSED_ON = {
@@ -90,9 +93,9 @@ class LocalLauncher:
             if preflight:
                 return StandbyCheck(standby, stderr, stdout)
             self._standby = None
-            self.prepare()
+            self._prepare_next()
             return LocalChild(standby.process, stderr, stdout)
-        self.prepare()
+        self._prepare_next()
         with open(stdout, "ab") as out, open(stderr, "ab") as err:
             process = subprocess.Popen(
                 command,
@@ -104,6 +107,13 @@ class LocalLauncher:
                 start_new_session=True,
             )
         return LocalChild(process, stderr, stdout)
+
+    def _prepare_next(self) -> None:
+        # A child that was just given its run must not be lost because the next one cannot stand by.
+        try:
+            self.prepare()
+        except OSError:
+            log.warning("no child can stand by for the next run", exc_info=True)
 
     def evict(self, folder: Path) -> int | None:
         holder = 0
