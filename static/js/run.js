@@ -103,7 +103,35 @@
     }
 
     size() {
-      return { width: Math.max(this.canvas.clientWidth, 200), height: 200 };
+      return { width: Math.max(this.canvas.clientWidth, 200), height: 224 };
+    }
+
+    /* Lines with values at few of the steps, as held-out rows have: a dot for each, and a name for one. */
+    mark(plot, index, fill, font) {
+      const [steps, values] = [plot.data[0], plot.data[index + 1]];
+      const points = steps
+        .map((step, at) => [step, values[at]])
+        .filter(([, value]) => value !== null)
+        .map(([step, value]) => [plot.valToPos(step, "x", true), plot.valToPos(value, "y", true)]);
+      if (points.length > steps.length / 2) return;
+      const { ctx } = plot;
+      ctx.save();
+      ctx.fillStyle = fill;
+      points.forEach(([x, y]) => {
+        ctx.beginPath();
+        ctx.arc(x, y, 5 * devicePixelRatio, 0, 2 * Math.PI);
+        ctx.fill();
+      });
+      if (points.length === 1) {
+        const [x, y] = points[0];
+        const place = [this.names[index], x - 10 * devicePixelRatio, y];
+        Object.assign(ctx, { font, textAlign: "right", textBaseline: "middle", lineJoin: "round" });
+        Object.assign(ctx, { strokeStyle: getComputedStyle(document.body).backgroundColor });
+        ctx.lineWidth = 4 * devicePixelRatio;
+        ctx.strokeText(...place);
+        ctx.fillText(...place);
+      }
+      ctx.restore();
     }
 
     options() {
@@ -114,24 +142,30 @@
         ticks: { show: false },
         font: `12px ${ink.fontFamily}`,
       };
+      const colours = this.names.map((_, index) => colour(this.figure, `series-${index + 1}`));
+      const bold = `600 ${12 * devicePixelRatio}px ${ink.fontFamily}`;
       return {
         ...this.size(),
         legend: { show: false },
         cursor: { y: false, drag: { x: false, y: false } },
         scales: { x: { time: false }, ...(this.spec.share ? { y: { range: [0, 1] } } : {}) },
         axes: [
-          { ...axis, space: 60, size: 28, values: (_, steps) => steps.map((s) => (Number.isInteger(s) ? `${s}` : "")) },
+          { ...axis, label: "step", labelFont: axis.font, labelSize: 18, labelGap: 0, space: 60, size: 24, values: (_, steps) => steps.map((s) => (Number.isInteger(s) ? `${s}` : "")) },
           { ...axis, size: 52, values: (_, values) => values.map(short) },
         ],
         series: [
           {},
           ...this.names.map((_, index) => ({
-            stroke: colour(this.figure, `series-${index + 1}`),
+            stroke: colours[index],
             width: index ? 2 : 1.75,
             spanGaps: true,
-            points: { show: index > 0, size: 5 },
+            points: { show: false },
           })),
         ],
+        padding: [8, 10, 0, 0],
+        hooks: {
+          draw: [(plot) => colours.slice(1).forEach((fill, at) => this.mark(plot, at + 1, fill, bold))],
+        },
       };
     }
   }

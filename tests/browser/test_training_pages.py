@@ -72,6 +72,43 @@ def test_figures_appear_in_charts_and_table_while_the_page_is_open(
     expect(value_of(page, "loss")).to_have_text("0.2")
 
 
+def test_four_charts_stand_two_by_two_on_a_desk(
+    page: Page, sign_in: Callable[..., None], mia: User, run: Run
+) -> None:
+    page.set_viewport_size({"width": 1440, "height": 900})
+    sign_in(page, mia)
+    values = {"rewards/accuracies": 0.5, "rewards/margins": 0.1, "logps/chosen": -9, "logps/rejected": -8}
+    for seq in (1, 2):
+        report(run, seq, loss=0.6, eval_loss=0.7, **values)
+    page.goto(run.get_absolute_url())
+    expect(page.locator(".live-chart")).to_have_count(4)
+    boxes = [found.bounding_box() for found in page.locator(".live-chart").all()]
+    assert len({box["x"] for box in boxes if box}) == len({box["y"] for box in boxes if box}) == 2
+
+
+def test_a_bar_moves_without_a_number_until_the_steps_are_counted(
+    page: Page, sign_in: Callable[..., None], mia: User, run: Run
+) -> None:
+    put_in(run, "running", step=0, total_steps=0, message="Computing the reference's log-probabilities")
+    sign_in(page, mia)
+    page.goto(run.get_absolute_url())
+    expect(page.get_by_text("Computing the reference's log-probabilities")).to_be_visible()
+    expect(page.locator("#run-progress:indeterminate")).to_be_visible()
+    put_in(run, "running", step=5, total_steps=40, message="Training")
+    expect(page.locator("#run-step")).to_have_text("Step 5 of 40")
+    expect(page.locator("#run-progress:not(:indeterminate)")).to_have_attribute("value", "5")
+
+
+def test_a_run_that_ends_without_figures_promises_none_any_more(
+    page: Page, sign_in: Callable[..., None], mia: User, run: Run
+) -> None:
+    sign_in(page, mia)
+    page.goto(run.get_absolute_url())
+    expect(page.get_by_text("Curves appear here")).to_be_visible()
+    put_in(run, "failed", message="The disk is full.")
+    expect(page.get_by_text("Curves appear here")).to_be_hidden()
+
+
 def test_the_page_shows_a_new_state_with_its_buttons_by_itself(
     page: Page, sign_in: Callable[..., None], mia: User, run: Run
 ) -> None:
