@@ -3,6 +3,7 @@
 import hashlib
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import pytest
 pytest.importorskip("trl")
 pytestmark = pytest.mark.training
 
+import torch  # noqa: E402
+
 from tests.training_rlhf.conftest import (  # noqa: E402
     ROOT,
     environment,
@@ -23,24 +26,36 @@ from tests.training_rlhf.conftest import (  # noqa: E402
     start_child,
     write_run,
 )
+from training.rlhf import dpo, fitting, loading, recipe  # noqa: E402
+from training.rlhf.config import RunConfig  # noqa: E402
+from training.rlhf.data import read_for_dpo  # noqa: E402
+from training.rlhf.fitting import GroupedByLength  # noqa: E402
 from training.rlhf.run_dir import (  # noqa: E402
     EXIT_CANCELLED,
     EXIT_COMPLETE,
     EXIT_CRASHED,
+    ProgressWriter,
     RunDir,
     read_jsonl,
 )
 
 Child = subprocess.Popen[str]
 LORA = {"kind": "lora", "lora_rank": 4, "lora_dropout": 0.1}  # dropout: the random state matters
-RUNS: dict[str, dict[str, Any]] = {
-    "dpo": {"method": "dpo"},
-    "dpo-lora": {"method": "dpo", "tuning": LORA},
-    "reward": {"method": "reward_model", "rankings": 12},
-    "reward-lora": {"method": "reward_model", "rankings": 12, "tuning": LORA},
-}
-# 10 steps an epoch or so, a checkpoint each 3 steps: stops fall within epochs and between checkpoints.
+# 10 steps an epoch or so, a checkpoint each 3 steps: stops fall within epochs (the first, and a later one)
+# and between checkpoints.
 TRAINING = {"epochs": 6.0, "save_every": 3}
+GROUPED = TRAINING | {"group_by_length": True}
+RUNS: dict[str, dict[str, Any]] = {
+    "dpo": {"method": "dpo", "training": GROUPED},
+    "dpo-lora": {"method": "dpo", "tuning": LORA, "training": GROUPED},
+    "reward": {"method": "reward_model", "rankings": 12, "training": TRAINING},
+    "reward-grouped": {
+        "method": "reward_model",
+        "rankings": 12,
+        "training": GROUPED | {"gradient_accumulation": 2},
+    },
+    "reward-lora": {"method": "reward_model", "rankings": 12, "tuning": LORA, "training": TRAINING},
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +63,7 @@ def uninterrupted(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -
     """The same runs without a break, in one process for all."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     for name, config in RUNS.items():
-        write_run(folder / name, model=tiny_policy, training=TRAINING, **config)
+        write_run(folder / name, model=tiny_policy, **config)
     code = (
         "import sys; from training.rlhf.__main__ import main; sys.exit(max(main([p]) for p in sys.argv[1:]))"
     )
@@ -120,11 +135,12 @@ def fill_disk(run_dir: RunDir, child: Child) -> None:
     ("name", "interruptions"),
     [
         ("dpo", [stop, kill]),
-        ("dpo-lora", [stop]),
+        ("dpo-lora", [stop, kill]),
         ("reward", [fill_disk]),
+        ("reward-grouped", [stop, kill]),
         ("reward-lora", [stop, kill]),
     ],
-    ids=["dpo", "dpo-lora", "reward-disk-full", "reward-lora"],
+    ids=["dpo", "dpo-lora", "reward-disk-full", "reward-grouped", "reward-lora"],
 )
 def test_an_interrupted_run_goes_on_bit_exactly(
     name: str,
@@ -133,7 +149,7 @@ def test_an_interrupted_run_goes_on_bit_exactly(
     tiny_policy: Path,
     tmp_path: Path,
 ) -> None:
-    run_dir = write_run(tmp_path / name, model=tiny_policy, training=TRAINING, **RUNS[name])
+    run_dir = write_run(tmp_path / name, model=tiny_policy, **RUNS[name])
     for interrupt in interruptions:
         child = start_child(run_dir)
         try:
@@ -151,6 +167,76 @@ def test_an_interrupted_run_goes_on_bit_exactly(
     assert numbers == list(range(1, len(numbers) + 1))
     assert not run_dir.error.exists()
     assert not run_dir.checkpoints.exists()  # nothing resumes a complete run
+
+
+def test_grouped_rows_come_in_an_order_of_seed_and_epoch_alone() -> None:
+    lengths = [number * 7 % 40 for number in range(40)]
+    through = GroupedByLength(lengths, batch_size=4, seed=7)
+    orders = []
+    for epoch in range(3):
+        through.set_epoch(epoch)
+        orders.append(list(through))
+    torch.manual_seed(99)  # a process that resumes has drawn other numbers
+    resumed = GroupedByLength(lengths, batch_size=4, seed=7)
+    resumed.set_epoch(2)
+    assert list(resumed) == orders[2]
+    assert orders[0] != orders[1] != orders[2]
+    assert all(sorted(order) == list(range(40)) for order in orders)
+    assert list(GroupedByLength(lengths, batch_size=4, seed=8)) != orders[0]
+
+
+def test_each_epoch_of_a_training_groups_its_rows_anew(tiny_policy: Path, tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path, model=tiny_policy, method="dpo", training=GROUPED | {"epochs": 2.0})
+    trainer = trainer_of(run_dir)
+    seen: list[int] = []
+    collate = trainer.data_collator
+
+    def noting(rows: list[dict[str, Any]]) -> Any:
+        seen.extend(row["length"] * 1000 + sum(row["prompt_ids"]) % 1000 for row in rows)
+        return collate(rows)
+
+    trainer.data_collator = noting
+    trainer.train()
+    assert sorted(seen[:40]) == sorted(seen[40:])
+    assert seen[:40] != seen[40:]
+
+
+def test_a_checkpoint_is_saved_when_the_last_one_is_long_ago_and_changes_nothing(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = GROUPED | {"epochs": 1.0, "save_every": 50}
+    runs = [
+        write_run(tmp_path / name, model=tiny_policy, method="dpo", tuning=LORA, training=settings)
+        for name in ("seldom", "often")
+    ]
+    train(runs[0])
+    assert [path.name for path in runs[0].checkpoints.iterdir()] == ["checkpoint-10"]
+    monkeypatch.setattr(fitting, "SAVE_SECONDS", -1.0)
+    train(runs[1])
+    assert {path.name for path in runs[1].checkpoints.iterdir()} == {"checkpoint-9", "checkpoint-10"}
+    assert weights(runs[1]) == weights(runs[0])
+
+    shutil.rmtree(runs[1].checkpoints / "checkpoint-10")
+    train(runs[1])
+    assert weights(runs[1]) == weights(runs[0])
+
+
+def train(run_dir: RunDir) -> None:
+    recipe.train(run_dir, RunConfig.load(run_dir.config), ProgressWriter(run_dir))
+
+
+def trainer_of(run_dir: RunDir) -> dpo.PairTrainer:
+    config = RunConfig.load(run_dir.config)
+    tokenizer, model = loading.load_tokenizer(config.model), loading.load_policy(config.model)
+    loading.fit(model, tokenizer, where=config.model)
+    return dpo.make_trainer(
+        model=model,
+        tokenizer=tokenizer,
+        train=read_for_dpo(run_dir, "train"),
+        test=[],
+        config=config,
+        run_dir=run_dir,
+    )
 
 
 def test_a_complete_run_says_what_it_made_and_of_what(

@@ -7,6 +7,8 @@ only when whole, a stop between two steps, curves in progress.jsonl, and no sett
 import json
 import os
 import shutil
+import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,15 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from training.rlhf import checkpoints, lineage
 from training.rlhf.config import RunConfig, Training
 from training.rlhf.failures import Diverged
 from training.rlhf.progress import Cancelled, finishing_before_stop, report, stop_requested
 from training.rlhf.run_dir import ProgressWriter, RunDir, write_json
+
+SAVE_SECONDS = 600  # since the last checkpoint: many small steps are fewer seconds, large ones many more
 
 
 def settings(training: Training, *, seed: int, output_dir: Path) -> dict[str, Any]:
@@ -75,15 +80,37 @@ def lora(config: RunConfig, *, task: str) -> LoraConfig | None:
     )
 
 
+class GroupedByLength(LengthGroupedSampler):
+    """Rows of like length together, in an order that seed and epoch alone decide.
+
+    That of transformers comes from torch's global random state, which is another one when a run resumes.
+    """
+
+    def __init__(self, lengths: list[int], *, batch_size: int, seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch  # by accelerate, before each epoch and when one is resumed
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed * 1_000_003 + self.epoch)
+        order: Iterator[int] = super().__iter__()  # type: ignore[no-untyped-call]
+        return order
+
+
 class Reporter(TrainerCallback):
     """Tells how training goes, and stops it when asked or when the loss is no number any more."""
 
     def __init__(self, progress: ProgressWriter) -> None:
         self.progress = progress
+        self.saved = time.monotonic()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.saved = time.monotonic()
         self.progress.step, self.progress.total_steps = state.global_step, state.max_steps
         done = f" from step {state.global_step}" if state.global_step else ""
         self.progress.write(f"Training{done}")
@@ -92,9 +119,16 @@ class Reporter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.progress.step = state.global_step
+        if time.monotonic() - self.saved > SAVE_SECONDS:
+            control.should_save = True
         if stop_requested():
             control.should_save = True
             control.should_training_stop = True
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.saved = time.monotonic()
 
     def on_log(
         self,
@@ -111,9 +145,27 @@ class Reporter(TrainerCallback):
 
 
 class Checkpointed(Trainer):
-    """Mixed into a trainer of TRL: each checkpoint is whole and marked, or removed and reported."""
+    """Mixed into a trainer of TRL: each checkpoint is whole and marked, or removed and reported.
+
+    A resumed run meets rows in the order of one that ran through, however they are grouped.
+    """
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        at_once = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return GroupedByLength(list(rows["length"]), batch_size=at_once, seed=self.args.seed)
+
+    def _is_finite(self) -> bool:
+        """Is what would be saved made of numbers, and the loss since the last report one too?"""
+        model: Any = self.model
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        return bool(torch.stack([torch.isfinite(one).all() for one in (self._tr_loss, *trained)]).all())
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if not self._is_finite():
+            raise Diverged(self.state.global_step)  # the checkpoint before it remains
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         try:
             Trainer._save_checkpoint(self, model, trial)  # TRL's own adds a model card each time
