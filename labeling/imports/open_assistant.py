@@ -18,6 +18,7 @@ from typing import Any
 from labeling.imports.items import Item, Ranking, RefusedRow, Reply, dense, shown
 from labeling.imports.trl import conversation, reply_problem
 from labeling.models.prompts import Message
+from labeling.prompts import text_problem
 
 _ROLES = {"prompter": "user", "assistant": "assistant"}
 
@@ -68,7 +69,7 @@ def _item(prompt: list[Message], replies: list[dict[str, Any]], counts: Counter[
         counts[SINGLE if len(replies) == 1 else UNRANKED_SET] += len(replies)
     return Item(
         prompt=prompt,
-        replies=tuple(Reply(text=r["text"], source=str(r.get("message_id", ""))[:64]) for r in replies),
+        replies=tuple(Reply(text=r["text"], source=_id(r)) for r in replies),
         judgement=Ranking(ranks=dense(ranks)) if ranked >= 2 else None,
     )
 
@@ -141,6 +142,12 @@ def _checked(message: object, role: str) -> dict[str, Any]:
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 0):
         raise RefusedRow("bad tree", f"{_name(message)}: the rank {shown(rank)} is no whole number from 0")
     return message
+
+
+def _id(message: dict[str, Any]) -> str:
+    """Nobody relies on it, so a strange one refuses no tree."""
+    found = message.get("message_id")
+    return found[:64] if isinstance(found, str) and text_problem(found) is None else ""
 
 
 def _name(message: dict[str, Any]) -> str:

@@ -47,6 +47,15 @@ def test_earlier_turns_are_the_prompt_of_a_later_ranking(project: Project, tmp_p
     assert ranks_by_text() == [{"a": 1, "b": 2}, {"x": 1, "y": 2}]
 
 
+@pytest.mark.parametrize("odd", ["\ud800x", "\0", 7, None, {"a": "\ud800"}, "i" * 300_000])
+def test_an_odd_id_of_a_message_is_not_kept_and_refuses_nothing(
+    project: Project, tmp_path: Path, odd: Any
+) -> None:
+    bring(project, tmp_path, asked("Q", answered("a", rank=0, message_id=odd), answered("b", rank=1)))
+    sources = [completion.sampling.get("source", "") for completion in Completion.objects.order_by("pk")]
+    assert [bool(source) for source in sources] == [False, True]
+
+
 def test_every_message_comes_in_ranked_or_not(project: Project, tmp_path: Path) -> None:
     report = bring(
         project,
