@@ -5,6 +5,7 @@ refused with the place of the first byte that is no UTF-8, because a wrong guess
 """
 
 import codecs
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from labeling.imports.items import RefusedRow, UnreadableFile
 MAX_LINE_BYTES = 16_000_000
 _CHUNK = 1 << 20
 _SAMPLE = 65_536
+FEW = 3  # NUL characters
 
 _MAGIC = {
     b"PK\x03\x04": "a ZIP archive (or an Office document)",
@@ -47,9 +49,12 @@ class Line:
 def open_as_utf8(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for `lines_of`, behind its byte order mark; UTF-16 goes through a temporary file."""
     try:
-        if path.is_dir():
+        about = path.stat()
+        if stat.S_ISDIR(about.st_mode):
             raise UnreadableFile("it is a directory, not a file")
-        size = path.stat().st_size
+        if not stat.S_ISREG(about.st_mode):  # opening a pipe waits for whoever writes, perhaps for ever
+            raise UnreadableFile("it is a pipe or a device; save what comes out of it into a file first")
+        size = about.st_size
         stream = path.open("rb")
     except OSError as error:
         raise UnreadableFile(f"it cannot be opened: {error.strerror}") from error
@@ -84,10 +89,11 @@ def _encoding(sample: bytes) -> tuple[str, int]:
     if sample.startswith(codecs.BOM_UTF16_BE):
         return "utf-16-be", 2
     even, odd = sample[::2].count(0), sample[1::2].count(0)
-    # Text in Latin letters is every second byte NUL in UTF-16 and never in UTF-8.
-    if odd > len(sample) // 5 and odd > 10 * even:
+    # Text in Latin letters is every second byte NUL in UTF-16 and never in UTF-8. A few NULs show nothing.
+    many = max(len(sample) // 5, FEW)
+    if odd > many and odd > 10 * even:
         return "utf-16-le", 0
-    if even > len(sample) // 5 and even > 10 * odd:
+    if even > many and even > 10 * odd:
         return "utf-16-be", 0
     control = sum(byte < 9 or 13 < byte < 32 for byte in sample)
     if control > len(sample) // 20 + 8:

@@ -18,16 +18,20 @@ class Row:
 
 
 def text_rows(lines: Iterator[Line]) -> Iterator[Row]:
-    """One prompt a line, kept exactly but for the line end; blank lines are no rows."""
+    """One prompt a line, kept exactly but for the line end; blank lines are no rows.
+
+    A carriage return alone ends a line too, as in files of old Macs: nobody writes one into a prompt.
+    """
+    earlier = 0  # lines that ended so
     for line in lines:
         if line.problem is not None:
-            yield Row(line.number, problem=line.problem)
-        elif line.text.strip():
-            yield Row(line.number, {"prompt": _without_end(line.text)})
-
-
-def _without_end(text: str) -> str:
-    return text.removesuffix("\n").removesuffix("\r")
+            yield Row(line.number + earlier, problem=line.problem)
+            continue
+        prompts = line.text.removesuffix("\n").removesuffix("\r").split("\r")
+        for number, prompt in enumerate(prompts, start=line.number + earlier):
+            if prompt.strip():
+                yield Row(number, {"prompt": prompt})
+        earlier += len(prompts) - 1
 
 
 def json_rows(lines: Iterator[Line]) -> Iterator[Row]:

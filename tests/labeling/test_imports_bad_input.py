@@ -1,6 +1,7 @@
 """Files that are wrong: a message that says what and where, and nothing half-written."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,36 @@ def test_a_directory_a_missing_file_and_an_unknown_form_are_refused(project: Pro
         import_file(project=project, path=tmp_path / "nowhere")
     with pytest.raises(UnreadableFile, match="no form 'xml'"):
         bring(project, tmp_path, b"x", form="xml")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(project: Project, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(UnreadableFile, match="a pipe or a device"):
+        import_file(project=project, path=tmp_path / "pipe.jsonl")
+
+
+@pytest.mark.parametrize("content", [b"a\0b\n", b"\0ab\n", b"Tell me\0 a story\n", b"a\0b\0c\n"])
+def test_a_nul_in_a_tiny_file_does_not_make_it_utf_16(
+    project: Project, tmp_path: Path, content: bytes
+) -> None:
+    report = bring(project, tmp_path, content, name="a.txt")
+    assert not report.stored
+    assert "NUL character at position" in report.refusals[0].detail
+    assert nothing_is_stored()
+
+
+def test_a_short_file_of_utf_16_without_a_mark_is_still_told(project: Project, tmp_path: Path) -> None:
+    for number, encoding in enumerate(("utf-16-le", "utf-16-be")):
+        bring(project, tmp_path, f"Why {number}?\n".encode(encoding), name="a.txt")
+    assert [p.messages[0]["content"] for p in Prompt.objects.order_by("pk")] == ["Why 0?", "Why 1?"]
+
+
+def test_a_carriage_return_alone_ends_a_line_of_text(project: Project, tmp_path: Path) -> None:
+    content = b"one\rtwo\r\rthree\r\nfour\rcaf\xe9\nsix\x00\rseven"
+    report = bring(project, tmp_path, content, name="a.txt", keep_good=True)
+    texts = [p.messages[0]["content"] for p in Prompt.objects.order_by("pk")]
+    assert texts == ["one", "two", "three", "seven"]
+    assert [refusal.line for refusal in report.refusals] == [5, 6]
 
 
 def test_a_file_over_the_limit_is_refused(project: Project, tmp_path: Path, settings: Any) -> None:
