@@ -92,8 +92,14 @@ def verify(root: Path, *, digest: str) -> Manifest:
                 if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
                     raise DamagedDataset(f"{name} of {root.name} was changed after the dataset was frozen")
     except FileNotFoundError as error:
-        raise DamagedDataset(f"{Path(str(error.filename)).name} of {root.name} is missing") from error
+        raise DamagedDataset(f"{_place(error)} of {root.name} is missing") from error
+    except OSError as error:
+        raise DamagedDataset(f"{_place(error)} of {root.name} cannot be read: {error.strerror}") from error
     return manifest
+
+
+def _place(error: OSError) -> str:
+    return Path(str(error.filename)).name if error.filename else "A file"
 
 
 def _files(root: Path) -> Iterator[Path]:

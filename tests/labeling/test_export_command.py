@@ -1,6 +1,8 @@
 """manage.py export_preferences: what a script relies on."""
 
+import errno
 import json
+import shutil
 from io import StringIO
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.core.management.base import CommandError
 
-from labeling.datasets import folder_of, freeze, verify
+from labeling.datasets import DamagedDataset, folder_of, freeze, verify
 from labeling.models import PreferenceDataset, Project, Round
 from tests import factories
 from tests.labeling import judged
@@ -101,6 +103,40 @@ def test_it_refuses_a_dataset_whose_files_were_changed(
     with pytest.raises(CommandError, match="was changed after the dataset was frozen"):
         export("--dataset", "first", "--output", str(tmp_path / "one"))
     assert not (tmp_path / "one").exists()
+
+
+def test_it_refuses_a_dataset_that_cannot_be_read(project: Project, round: Round, tmp_path: Path) -> None:
+    dataset = freeze(project=project, rounds=[round], rule="majority", name="first")
+    (folder_of(dataset) / "manifest.json").unlink()
+    (folder_of(dataset) / "manifest.json").mkdir()
+    with pytest.raises(DamagedDataset, match=r"manifest\.json of .* cannot be read: Is a directory"):
+        verify(folder_of(dataset), digest=dataset.digest)
+    with pytest.raises(CommandError, match="cannot be read"):
+        export("--dataset", "first", "--output", str(tmp_path / "one"))
+
+
+def test_a_full_disk_is_one_line(
+    project: Project, round: Round, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(source: str, target: str, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", target)
+
+    freeze(project=project, rounds=[round], rule="majority", name="first")
+    copytree = shutil.copytree
+
+    def copy_all(source: str, target: str, *rest: object) -> str:
+        return copytree(source, target, copy_function=fail)
+
+    monkeypatch.setattr(shutil, "copytree", copy_all)
+    with pytest.raises(CommandError, match="could not be written: No space left on device: ") as refusal:
+        export("--dataset", "first", "--output", str(tmp_path / "one"))
+    assert len(str(refusal.value)) < 500
+    assert list(tmp_path.glob("*one*")) == []
+
+
+def test_a_name_that_no_disk_holds_is_refused(project: Project, round: Round, tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="could not be written: File name too long"):
+        export("--project", "Stories", "--output", str(tmp_path / ("a" * 300)))
 
 
 def test_it_asks_for_the_project_when_two_have_the_name(

@@ -51,8 +51,18 @@ def test_a_refused_row_gives_a_status_and_its_line(project: Project, tmp_path: P
         )
     assert stop.value.code == 1
     assert "line 2: `margin` is no number: 'x'" in out.getvalue()
-    assert "Nothing was stored" in err.getvalue()
+    assert "Nothing was stored. Correct the rows that were refused, or add --keep-good" in err.getvalue()
     assert not Prompt.objects.exists()
+
+
+def test_keeping_the_good_rows_is_not_advised_where_there_are_none(project: Project, tmp_path: Path) -> None:
+    err = io.StringIO()
+    with pytest.raises(SystemExit):
+        call_command(
+            "import_data", str(jsonl(tmp_path, {**GOOD, "margin": "x"})), "--keep-good",
+            project=project.name, stdout=io.StringIO(), stderr=err,
+        )  # fmt: skip
+    assert "Nothing was stored. Correct the rows that were refused.\n" in err.getvalue()
 
 
 def test_a_refused_file_in_json_is_still_one_object(project: Project, tmp_path: Path) -> None:

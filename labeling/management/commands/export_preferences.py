@@ -6,6 +6,7 @@ manage.py export_preferences --project Stories --rounds 1 2 --rule majority --ou
 
 import json
 import os
+import re
 import shutil
 from argparse import ArgumentParser
 from pathlib import Path
@@ -40,16 +41,16 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         output: Path = options["output"]
-        if output.exists() or output.is_symlink():
-            raise CommandError(f"{output} exists: name a folder that does not.")
         try:
+            if output.exists() or output.is_symlink():
+                raise CommandError(f"{output} exists: name a folder that does not.")
             dataset = _wanted(options)
             verify(folder_of(dataset), digest=dataset.digest)
             _copy(folder_of(dataset), output)
         except (FreezeError, DamagedDataset) as error:
             raise CommandError(str(error)) from error
         except OSError as error:
-            raise CommandError(f"{output} could not be written: {error.strerror or error}") from error
+            raise CommandError(f"{output} could not be written: {_reason(error)}") from error
         self._report(dataset, output, as_json=options["json"])
 
     def _report(self, dataset: PreferenceDataset, output: Path, *, as_json: bool) -> None:
@@ -75,6 +76,13 @@ class Command(BaseCommand):
             self.stdout.write(f"{table}: " + ", ".join(f"{rows} {split}" for split, rows in splits.items()))
         self.stdout.write(f"sha256 of manifest.json: {dataset.digest}")
         self.stdout.write(f"written to {output}")
+
+
+def _reason(error: OSError) -> str:
+    """Copying a folder gathers what happened to every file of it; the first says enough."""
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+        return re.sub(r"^\[Errno \d+\] ", "", str(error.args[0][0][-1]))
+    return error.strerror or str(error)
 
 
 def _wanted(options: dict[str, Any]) -> PreferenceDataset:

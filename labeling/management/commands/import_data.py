@@ -55,7 +55,7 @@ class Command(BaseCommand):
         else:
             self._print(report)
         if not report.stored:
-            self.stderr.write(self.style.ERROR("Nothing was stored."))
+            self.stderr.write(self.style.ERROR(f"Nothing was stored. {_advice(report)}".strip()))
             sys.exit(1)
 
     def _tell(self, now: Progress) -> None:
@@ -92,6 +92,12 @@ class Command(BaseCommand):
                 out(f"    line {refusal.line}: {refusal.detail}")
             if report.refused > LISTED:
                 out(f"    … and {report.refused - LISTED:,} more")
+
+
+def _advice(report: ImportReport) -> str:
+    if report.accepted:
+        return "Correct the rows that were refused, or add --keep-good to take the others."
+    return "Correct the rows that were refused." if report.refused else ""
 
 
 def _project(name: str, *, create: bool) -> tuple[Project, bool]:
