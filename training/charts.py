@@ -13,6 +13,7 @@ WIDTH, HEIGHT = 440, 250
 LEFT, RIGHT, TOP, BOTTOM = 48, 424, 26, 204  # the plot's frame
 CHARACTER = 6.2  # a generous guess of a letter's width, to keep labels from running into each other
 LINE = 13
+BELOW = 7  # room between the frame and the names of its ticks
 CAP = 6  # half of the cap of a whisker
 
 
@@ -271,7 +272,7 @@ def _beside(places: Sequence[tuple[float, float]], labels: Sequence[str]) -> lis
 
 
 def _inside(box: tuple[float, float, float, float]) -> bool:
-    return box[0] >= LEFT and box[2] <= WIDTH and box[1] >= 0 and box[3] <= BOTTOM
+    return box[0] >= LEFT and box[2] <= WIDTH and box[1] >= 0 and box[3] <= BOTTOM + BELOW
 
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:

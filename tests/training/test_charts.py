@@ -110,6 +110,11 @@ def test_a_label_at_the_right_edge_stays_on_the_canvas() -> None:
     assert width_of(chart.texts[0])[1] <= WIDTH
 
 
+def test_a_label_in_the_corner_stays_in_the_frame() -> None:
+    chart = scatter(Spot(label="a-policy-with-a-name", x=0, y=0.001), Spot(label="other", x=10, y=2))
+    assert width_of(chart.texts[0])[0] >= chart.left
+
+
 def test_a_bar_is_as_high_as_its_share_and_nothing_leaves_a_gap() -> None:
     chart = grouped_bars(
         key="k",
