@@ -1,4 +1,4 @@
-"""The page where people make tokens for the API: hashed, expiring, shown once."""
+"""A person's own page: tokens for the API (hashed, expiring, shown once), and the way to another password."""
 
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.models import User
@@ -16,14 +16,14 @@ class SignedInRequest(HttpRequest):
 @never_cache
 @login_required
 @require_http_methods(["GET", "POST"])
-def tokens(request: SignedInRequest) -> HttpResponse:
+def account(request: SignedInRequest) -> HttpResponse:
     shown = AuthToken.objects.create(user=request.user)[1] if request.method == "POST" else ""
     own = AuthToken.objects.filter(user=request.user).order_by("-created")
-    return render(request, "registration/tokens.html", {"tokens": own, "shown": shown})
+    return render(request, "registration/account.html", {"tokens": own, "shown": shown})
 
 
 @login_required
 @require_POST
 def token_delete(request: SignedInRequest, token_key: str) -> HttpResponse:
     get_object_or_404(AuthToken, user=request.user, token_key=token_key).delete()
-    return redirect("tokens")
+    return redirect("account")
