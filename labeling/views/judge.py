@@ -21,7 +21,7 @@ from django_htmx.middleware import HtmxDetails
 from labeling import assignment as assignments
 from labeling import labels, statements
 from labeling.forms.judge import FORMS, SKIP_REASONS, SkipForm
-from labeling.models import Assignment, Round, RoundClosed, RoundNotReady
+from labeling.models import Assignment, Project, Round, RoundClosed, RoundNotReady
 from labeling.rendering import render_guidelines
 from labeling.rounds import rater_progress
 from labeling.views.screens import screen_of
@@ -235,5 +235,10 @@ def _render(
     if request.htmx:
         return render(request, fragment, context, status=status)
     project = round.project
-    context |= {"project": project, "fragment": fragment, "guidelines": render_guidelines(project.guidelines)}
+    context |= {
+        "project": project,
+        "fragment": fragment,
+        "guidelines": render_guidelines(project.guidelines),
+        "manages": Project.objects.managed_by(request.user).filter(pk=project.pk).exists(),
+    }
     return render(request, "labeling/judge/page.html", context, status=status)

@@ -76,6 +76,11 @@
     const heads = ranked().filter((t) => t !== text && !t.classList.contains("tied"));
     (heads[rank - 1] ?? line()).before(text);
   });
+  const rankAll = () => {
+    list().append(line());
+    number();
+    document.getElementById("announcement").textContent = "All are ranked, in the order in which they stand";
+  };
   const takeOut = (text) => place(text, () => list().append(text));
 
   const toText = (step) => {
@@ -93,6 +98,7 @@
       if (event.shiftKey && text) return move(text, step), true;
       return toText(step);
     }
+    if (event.key === "a") return rankAll(), true;
     if (!text) return false;
     if (event.key === "t") return tie(text), true;
     if (event.key === "0") return takeOut(text), true;
@@ -103,6 +109,7 @@
   document.addEventListener("click", (event) => {
     const pressed = event.target.closest("[data-move]");
     if (!pressed) return;
+    if (pressed.dataset.move === "all") return rankAll();
     const text = pressed.closest(".rankable");
     if (pressed.dataset.move === "tie") tie(text);
     else move(text, pressed.dataset.move === "up" ? -1 : 1);

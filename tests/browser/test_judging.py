@@ -227,6 +227,18 @@ def test_a_tie_is_stored(open_as_ann: Open, project: Project) -> None:
     assert values() == [{"ranks": {str(b): 1, str(a): 2, str(c): 2}}]
 
 
+def test_all_can_be_ranked_as_they_stand(open_as_ann: Open, project: Project) -> None:
+    page = open_as_ann(make_round(project, "ranking", each=3))
+    a, b, c = held().shown
+    _text(page, c).get_by_role("button", name="up").click()
+    page.get_by_role("button", name="Rank all").click()
+    order = _seen(page)
+    assert sorted(order.values()) == [1, 2, 3] and set(order) == {a, b, c}
+    page.keyboard.press("Enter")
+    expect_mine(page, 1)
+    assert values() == [{"ranks": {str(pk): rank for pk, rank in order.items()}}]
+
+
 def test_moving_by_buttons(open_as_ann: Open, project: Project) -> None:
     page = open_as_ann(make_round(project, "ranking", each=3))
     a, b, _ = held().shown

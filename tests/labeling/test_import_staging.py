@@ -12,7 +12,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connection
 
-from labeling.imports import Progress, import_file, run, spool
+from labeling.imports import Progress, UnreadableFile, import_file, run, spool
 from labeling.imports.staging import discard_leftovers
 from labeling.models import Completion, Label, Policy, Project, Prompt, Protocol, Round
 from labeling.prompts import add_prompts
@@ -61,11 +61,11 @@ def test_between_two_batches_no_transaction_is_open_and_nothing_is_seen(
 
 def test_what_failed_midway_is_gone_and_the_next_import_is_whole(project: Project, pairs: Path) -> None:
     def fail(now: Progress) -> None:
-        if now.done >= 6:
+        if now.phase == "storing" and now.done >= 6:
             raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        import_file(project=project, path=pairs, progress=lambda now: now.phase == "storing" and fail(now))
+        import_file(project=project, path=pairs, progress=fail)
     assert stored_anywhere() == 0 and Project.objects.count() == 1
     assert import_file(project=project, path=pairs).comparisons.created == 10
 
@@ -100,7 +100,7 @@ def test_a_change_of_the_held_out_share_meanwhile_refuses_the_import(project: Pr
     def change(now: Progress) -> None:
         Project.objects.filter(pk=project.pk).update(test_percent=50)
 
-    with pytest.raises(run.UnreadableFile, match="held-out prompts was changed meanwhile"):
+    with pytest.raises(UnreadableFile, match="held-out prompts was changed meanwhile"):
         import_file(project=project, path=pairs, progress=change)
     assert stored_anywhere() == 0
 
