@@ -94,7 +94,14 @@ class RunForm(forms.Form):
         label="Stronger preferences count more",
         help_text="A clear preference is to be told apart further than a slight one.",
     )
-    bf16 = forms.BooleanField(required=False, label="Compute in bf16")
+    bf16 = forms.TypedChoiceField(
+        required=False,
+        label="Compute in bf16",
+        choices=[("", "Where a GPU can"), ("True", "Yes"), ("False", "No")],
+        coerce=lambda value: value == "True",
+        empty_value=None,
+        help_text="Half the bytes for each number.",
+    )
     gradient_checkpointing = forms.BooleanField(required=False, label="Save memory by computing twice")
     then_next_round = forms.BooleanField(
         required=False, initial=True, label="Bring the new policy back to the raters in a round of its own"
@@ -152,7 +159,7 @@ class RunForm(forms.Form):
         return self.section((*FIRST, "beta", "kind", "seed"))
 
     def folded(self) -> list[forms.BoundField]:
-        return self.section((*FOLDED[:-2], "sft_weight", *TUNING[1:], *SAMPLING, "use_margin", *FOLDED[-2:]))
+        return self.section((*FOLDED[:-1], "sft_weight", *TUNING[1:], *SAMPLING, "use_margin", FOLDED[-1]))
 
     def wrong(self) -> list[forms.BoundField]:
         """Fields that something is said beside, in the order of the page."""
@@ -184,7 +191,8 @@ class RunForm(forms.Form):
             self.add_error(name, said)
 
     def _config(self, values: dict[str, Any]) -> dict[str, Any]:
-        training = {name: values[name] for name in (*FIRST, *FOLDED, *OF_DPO) if name in values}
+        names = (*FIRST, *FOLDED, *OF_DPO)
+        training = {name: values[name] for name in names if values.get(name) is not None}
         config = {
             "seed": values["seed"],
             "tuning": {name: values[name] for name in TUNING},

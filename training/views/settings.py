@@ -46,9 +46,11 @@ def _label(name: str) -> str:
 
 def _value(name: str, value: Any) -> Any:
     """
-    >>> _value("bf16", False), _value("kind", "lora"), _value("epochs", 2.0)
-    ('no', 'LoRA adapters', 2.0)
+    >>> _value("bf16", False), _value("bf16", None), _value("kind", "lora"), _value("epochs", 2.0)
+    ('no', 'where a GPU can', 'LoRA adapters', 2.0)
     """
+    if value is None:
+        return "where a GPU can"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return KINDS.get(value, value) if name == "kind" else value
