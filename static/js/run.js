@@ -36,6 +36,7 @@
     made.textContent = text;
     return made;
   };
+  const room = (_, labels) => Math.max(52, 14 + 7 * Math.max(0, ...(labels ?? []).map((text) => text.length)));
   const short = (value) =>
     value === undefined || value === null ? "–" : Number(value.toPrecision(4)).toString();
 
@@ -151,7 +152,7 @@
         scales: { x: { time: false }, ...(this.spec.share ? { y: { range: [0, 1] } } : {}) },
         axes: [
           { ...axis, label: "step", labelFont: axis.font, labelSize: 18, labelGap: 0, space: 60, size: 24, values: (_, steps) => steps.map((s) => (Number.isInteger(s) ? `${s}` : "")) },
-          { ...axis, size: 52, values: (_, values) => values.map(short) },
+          { ...axis, size: room, values: (_, values) => values.map(short) },
         ],
         series: [
           {},
@@ -220,7 +221,7 @@
   const timeLeft = ({ state, step, total_steps: total }) => {
     const first = pace[0];
     const last = pace[pace.length - 1];
-    if (state !== "running" || pace.length < 2 || last.step <= first.step || !total) return "";
+    if (state !== "running" || pace.length < 2 || last.step <= first.step || step >= total) return "";
     const seconds = ((last.at - first.at) / (last.step - first.step)) * (total - step);
     if (!(seconds >= 0)) return "";
     if (seconds < 90) return `about ${Math.max(1, Math.round(seconds))} s left`;

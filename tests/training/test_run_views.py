@@ -14,6 +14,7 @@ from tests import factories
 from tests.training.stage import make_dataset, make_run, make_sampled_round, make_starter
 from training import runs
 from training.models import Artifact, Metric, Run, Worker
+from training.rlhf.config import Training
 
 State = Run.State
 FORM_OF = {"start": State.READY, "cancel": State.QUEUED, "resume": State.CANCELLED}
@@ -64,6 +65,23 @@ def test_the_form_comes_with_settings_that_work(manager: Client, project: Projec
     assert run.policy == project.current_policy
     assert run.created_by and run.created_by.username == "mia"
     assert run.then_next_round and not run.start_when_ready
+
+
+@pytest.mark.parametrize(("chosen", "kept"), [("True", True), ("False", False)])
+def test_bf16_is_as_chosen(chosen: str, kept: bool, manager: Client, project: Project, ann: User) -> None:
+    make_starter(project)
+    make_dataset(project, ann)
+    address = reverse("run_new", args=[project.slug])
+    manager.post(address, settings_of(manager.get(address), bf16=chosen))
+    assert Run.objects.get().config["training"]["bf16"] is kept
+
+
+def test_bf16_is_left_to_the_recipe_when_nobody_chose(manager: Client, project: Project, ann: User) -> None:
+    make_starter(project)
+    make_dataset(project, ann)
+    address = reverse("run_new", args=[project.slug])
+    manager.post(address, settings_of(manager.get(address), bf16=""))
+    assert Run.objects.get().config["training"]["bf16"] is Training().bf16
 
 
 def test_the_method_decides_which_settings_are_asked_for(
@@ -457,6 +475,15 @@ def test_time_left_follows_the_pace_of_the_last_lines(manager: Client, run: Run)
         line = Metric.objects.create(run=run, seq=seq, step=seq * 10, values={})
         Metric.objects.filter(pk=line.pk).update(created_at=timezone.now() - timedelta(seconds=ago))
     assert "about 3 min left" in manager.get(run.get_absolute_url()).content.decode()
+
+
+def test_no_time_is_left_when_all_steps_are_done(manager: Client, run: Run) -> None:
+    put_in(run, State.RUNNING, step=20, total_steps=20)
+    for seq, ago in ((1, 30), (2, 0)):
+        line = Metric.objects.create(run=run, seq=seq, step=seq * 10, values={})
+        Metric.objects.filter(pk=line.pk).update(created_at=timezone.now() - timedelta(seconds=ago))
+    page = manager.get(run.get_absolute_url()).content.decode()
+    assert "Step 20 of 20" in page and " left</span>" not in page
 
 
 def test_a_reward_model_is_shown_beside_the_raters(manager: Client, project: Project, ann: User) -> None:

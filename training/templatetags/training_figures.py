@@ -25,6 +25,18 @@ def figure(value: float | None) -> str:
 
 
 @register.filter
+def nats(value: float | None) -> str:
+    """A KL divergence: one that is nothing but noise reads as nothing.
+
+    >>> nats(8.3e-06), nats(7.84), nats(22.81), nats(None)
+    ('0.00', '7.84', '22.8', '–')
+    """
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if value >= 10 else f"{abs(value):.2f}"
+
+
+@register.filter
 def about(value: timedelta | None) -> str:
     """Time left as people say it.
 

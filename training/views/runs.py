@@ -161,7 +161,9 @@ def _time_left(run: Run) -> timedelta | None:
     if len(lines) < 2 or lines[0][0] <= lines[-1][0]:
         return None
     (newest, now), (oldest, before) = lines[0], lines[-1]
-    return (now - before) / (newest - oldest) * max(run.total_steps - newest, 0)
+    if newest >= run.total_steps:
+        return None  # what follows has no steps
+    return (now - before) / (newest - oldest) * (run.total_steps - newest)
 
 
 def _last_values(run: Run) -> list[tuple[str, float, int]]:
