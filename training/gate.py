@@ -6,6 +6,8 @@ prompts, lies above one half with its whole interval. Until then it stays a cand
 
 from django.contrib.auth.models import User
 from django.db import transaction
+from django.db.models import Exists, F, Max, OuterRef, Q
+from django.utils import timezone
 
 from labeling import agreement, datasets
 from labeling.models import Policy, Project, Round, Task
@@ -26,7 +28,8 @@ def evaluate_gate(round: Round) -> GateDecision | None:
     Asked again after the same labels it returns the decision that is there. A round that was reopened and
     closed with other labels gets a second decision; what was promoted stays promoted.
     """
-    round = Round.objects.select_for_update().get(pk=round.pk)
+    project = _locked_project(round.project_id)
+    round = Round.objects.select_for_update(no_key=True).get(pk=round.pk)
     new_policy_id = round.new_policy_id
     if new_policy_id is None or not _has_gate(round):
         return None
@@ -35,9 +38,9 @@ def evaluate_gate(round: Round) -> GateDecision | None:
     last = round.gate_decisions.filter(decided_by__isnull=True).last()
     found = (figures.rate, figures.low, figures.high, figures.n) if figures else (None, None, None, 0)
     if last is not None and (last.win_rate, last.low, last.high, last.labels) == found:
+        _confirm(last, round)
         return last
-    policy = Policy.objects.select_for_update().get(pk=new_policy_id)
-    project = Project.objects.select_for_update().get(pk=round.project_id)
+    policy = Policy.objects.select_for_update(no_key=True).get(pk=new_policy_id)
     obstacle = _obstacle(policy, project, round, figures)
     decision = GateDecision.objects.create(
         policy=policy,
@@ -53,6 +56,18 @@ def evaluate_gate(round: Round) -> GateDecision | None:
     if decision.promoted:
         _put_in_place(policy, project)
     return decision
+
+
+def _confirm(decision: GateDecision, round: Round) -> None:
+    """A round closed again with the same labels: `evaluate_missing_gates` need not ask once more."""
+    if round.closed_at is not None and decision.created_at < round.closed_at:
+        decision.created_at = timezone.now()
+        decision.save(update_fields=["created_at"])
+
+
+def _locked_project(pk: int) -> Project:
+    """Locked before its rounds and policies, as everywhere: nobody waits in a circle."""
+    return Project.objects.select_for_update(no_key=True).get(pk=pk)
 
 
 def _has_gate(round: Round) -> bool:
@@ -85,8 +100,8 @@ def promote(*, policy: Policy, by: User, reason: str) -> GateDecision:
     reason = reason.strip()
     if not reason:
         raise PromotionRefused("Write down why: an override without a reason is not accepted.")
-    policy = Policy.objects.select_for_update().get(pk=policy.pk)
-    project = Project.objects.select_for_update().get(pk=policy.project_id)
+    project = _locked_project(policy.project_id)
+    policy = Policy.objects.select_for_update(no_key=True).get(pk=policy.pk)
     if not policy.location:
         raise PromotionRefused(f"{policy} has no model: nothing could be sampled from it.")
     before = project.current_policy
@@ -110,8 +125,11 @@ def _put_in_place(policy: Policy, project: Project) -> None:
 
 
 def evaluate_missing_gates() -> list[GateDecision]:
-    """Decisions for closed rounds without one: the process that closed them died in between."""
-    undecided = Round.objects.filter(
-        state=Round.State.CLOSED, tasks__purpose=Task.Purpose.GATE, gate_decisions__isnull=True
-    ).distinct()
+    """Decisions for rounds closed since the last one: the process that closed them died in between."""
+    by_labels = Max("gate_decisions__created_at", filter=Q(gate_decisions__decided_by__isnull=True))
+    undecided = (
+        Round.objects.filter(Exists(Task.objects.filter(round=OuterRef("pk"), purpose=Task.Purpose.GATE)))
+        .annotate(decided_at=by_labels)
+        .filter(Q(decided_at__isnull=True) | Q(decided_at__lt=F("closed_at")), state=Round.State.CLOSED)
+    )
     return [decision for round in undecided if (decision := evaluate_gate(round)) is not None]

@@ -1,11 +1,12 @@
 """The gate: people's preference, with its whole interval, or a manager with a reason."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 
 from labeling.models import Policy, Project, Round
 from labeling.rounds import close_round, reopen_round
@@ -155,6 +156,48 @@ def test_a_gate_whose_signal_was_lost_is_found_again(old: Policy, new: Policy, a
     judged_round(old, new, ann, [2] * 20)
     assert [decision.promoted for decision in gate.evaluate_missing_gates()] == [True]
     assert gate.evaluate_missing_gates() == []
+
+
+def test_a_round_closed_again_with_other_labels_is_found_although_its_signal_was_lost(
+    old: Policy, new: Policy, ann: User, bo: User
+) -> None:
+    round = judged_round(old, new, ann, [1] * 10 + [-1] * 6, wanted=32, state=Round.State.OPEN)
+    close_round(round)  # no commit in this test: nobody hears the signal
+    assert [decision.promoted for decision in gate.evaluate_missing_gates()] == [False]
+    reopen_round(round)
+    for task in round.tasks.all():
+        vote(task, bo, 3)
+    close_round(round)
+    assert [decision.promoted for decision in gate.evaluate_missing_gates()] == [True]
+    assert gate.evaluate_missing_gates() == []
+
+
+def test_a_round_closed_again_with_the_same_labels_is_looked_at_once(
+    old: Policy, new: Policy, ann: User
+) -> None:
+    round = judged_round(old, new, ann, [1] * 3, wanted=3, state=Round.State.OPEN)
+    close_round(round)
+    first = gate.evaluate_missing_gates()
+    reopen_round(round)
+    close_round(round)
+    assert gate.evaluate_missing_gates() == first
+    assert gate.evaluate_missing_gates() == []
+
+
+def test_the_project_is_locked_before_its_policies_as_where_a_policy_is_chosen(
+    project: Project, old: Policy, new: Policy, ann: User, mia: User
+) -> None:
+    round = judged_round(old, new, ann, [2] * 20)
+    decisions: list[Callable[[], object]] = [
+        lambda: gate.evaluate_gate(round),
+        lambda: gate.promote(policy=old, by=mia, reason="It was kinder."),
+    ]
+    for decide in decisions:
+        with CaptureQueriesContext(connection) as queries:
+            decide()
+        tables = [query["sql"].partition(' FROM "')[2].partition('"')[0] for query in queries]
+        found = [name for name in tables if name in ("labeling_project", "labeling_round", "labeling_policy")]
+        assert found[0] == "labeling_project"
 
 
 def test_a_manager_overrides_with_a_reason(project: Project, old: Policy, new: Policy, mia: User) -> None:
