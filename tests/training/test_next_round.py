@@ -79,6 +79,60 @@ def test_a_project_whose_labels_were_imported_gets_a_first_sampled_round(
     assert {request.purpose for request in wanted(made)} == {"train"}
 
 
+def judged_by_ratings(project: Project, **plan: Any) -> Round:
+    factories.make_protocol(project, "rating")
+    return stage.make_sampled_round(project, train=20, test=10, **plan)
+
+
+def test_after_ratings_people_compare_since_ratings_open_no_gate(project: Project, candidate: Policy) -> None:
+    last = judged_by_ratings(project)
+    assert last.protocol.kind == "rating"
+    made = next_round.create_next_round(project=project, policy=candidate)
+    plan = RoundPlan.from_json(made.plan)
+    assert made.protocol.kind == "comparison"
+    assert made.protocol.options == {"strengths": 4, "tie": True, "both_bad": True}
+    assert (plan.train_prompts, plan.test_prompts, plan.gate_prompts) == (14, 10, 6)
+    purposes = [request.purpose for request in wanted(made)]
+    assert [purposes.count(purpose) for purpose in ("train", "test", "gate")] == [14, 10, 6]
+    assert all(len(request.policies) == 2 for request in wanted(made))
+
+
+def test_after_ratings_the_newest_question_that_compares_is_asked(
+    project: Project, candidate: Policy
+) -> None:
+    judged_by_ratings(project)
+    factories.make_protocol(project, "comparison")
+    ranking = factories.make_protocol(project, "ranking")
+    factories.make_protocol(project, "rating")
+    made = next_round.create_next_round(project=project, policy=candidate)
+    assert made.protocol == ranking
+    assert all(len(request.policies) == 2 for request in wanted(made))
+
+
+@pytest.mark.parametrize(("held_out", "said"), [(0, "It has no gate"), (3, "")])
+def test_a_round_that_cannot_promote_its_policy_says_so(
+    project: Project, candidate: Policy, held_out: int, said: str
+) -> None:
+    stage.make_sampled_round(project, train=10, test=held_out)
+    run = Run.objects.create(project=project, method="dpo", state=Run.State.COMPLETE)
+    with transaction.atomic():
+        changes = next_round.after(run=run, policy=candidate)
+    assert ("It has no gate" in changes["message"]) == bool(said)
+    plan = RoundPlan.from_json(changes["next_round"].plan)
+    assert plan.train_prompts == (10 if said else 7)
+
+
+def test_without_a_current_policy_no_task_is_given_up_for_a_gate(project: Project, candidate: Policy) -> None:
+    stage.make_sampled_round(project, train=10, test=5)
+    project.current_policy = None
+    project.save()
+    run = Run.objects.create(project=project, method="dpo", state=Run.State.COMPLETE)
+    with transaction.atomic():
+        changes = next_round.after(run=run, policy=candidate)
+    assert RoundPlan.from_json(changes["next_round"].plan).train_prompts == 10
+    assert "no current policy" in changes["message"]
+
+
 def test_a_round_that_cannot_be_made_does_not_undo_the_run(project: Project, candidate: Policy) -> None:
     run = Run.objects.create(project=project, method="dpo", state=Run.State.COMPLETE)
     with transaction.atomic():
