@@ -14,6 +14,7 @@ from training import runs
 from training.models import Artifact, Run
 
 METRICS_A_PAGE = 1000
+LARGEST_ID = 2**63 - 1
 
 
 class RunSerializer(serializers.ModelSerializer[Run]):
@@ -27,9 +28,9 @@ class RunSerializer(serializers.ModelSerializer[Run]):
 
 class RunInputSerializer(serializers.Serializer[Any]):
     method = serializers.ChoiceField(choices=[Run.Method.REWARD_MODEL, Run.Method.DPO])
-    dataset = serializers.IntegerField()
-    policy = serializers.IntegerField()
-    reward_model_run = serializers.IntegerField(required=False, allow_null=True)
+    dataset = serializers.IntegerField(max_value=LARGEST_ID)
+    policy = serializers.IntegerField(max_value=LARGEST_ID)
+    reward_model_run = serializers.IntegerField(required=False, allow_null=True, max_value=LARGEST_ID)
     config = serializers.DictField(required=False)
     start_when_ready = serializers.BooleanField(default=True)
     then_next_round = serializers.BooleanField(default=False)

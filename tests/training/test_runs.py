@@ -12,6 +12,7 @@ from django.db.models.functions import Now
 
 from labeling.models import Project
 from labeling.policies import starter_folder
+from labeling.rounds import close_round
 from tests import factories
 from tests.training import stage
 from training import runs
@@ -56,6 +57,16 @@ def test_a_policy_from_elsewhere_is_tuned_by_adapters_and_the_starter_as_a_whole
         ({"training": {"speed": 1}}, "training.speed"),
         ({"seed": -1}, "seed"),
         ({"tuning": {"kind": "magic"}}, "tuning.kind"),
+        ({"tuning": {"lora_alpha": 10**400}}, "lora_alpha"),
+        ({"tuning": {"lora_alpha": 10_001}}, "lora_alpha"),
+        ({"training": {"max_steps": 10_000_001}}, "max_steps"),
+        ({"training": {"save_every": 10**30}}, "save_every"),
+        ({"training": {"log_every": 10**9}}, "log_every"),
+        ({"training": {"max_grad_norm": float("inf")}}, "max_grad_norm"),
+        ({"training": {"max_grad_norm": 10**400}}, "max_grad_norm"),
+        ({"policies": {"a": "\ud800"}}, "policies.a"),
+        ({"policies": {"a": "x\0y"}}, "policies.a"),
+        ({"policies": {"\ud800": "a"}}, "policies"),
     ],
 )
 def test_a_recipe_that_cannot_run_is_refused_by_name(
@@ -111,6 +122,23 @@ def test_a_running_run_is_only_asked_to_stop(project: Project, ann: User, mia: U
 def test_a_run_whose_worker_is_gone_can_still_be_cancelled(project: Project, ann: User, mia: User) -> None:
     run = stage.make_queued_run(project, ann)
     Run.objects.update(state=State.RUNNING, worker="one", device="cpu:0", leased_until="2020-01-01T00:00:00Z")
+    assert runs.cancel(run=run, by=mia).state == State.CANCELLED
+
+
+def test_a_run_that_its_worker_lets_go_while_it_is_cancelled_is_cancelled(
+    project: Project, ann: User, mia: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stage.make_queued_run(project, ann)
+    Run.objects.update(state=State.RUNNING, worker="one", device="cpu:0", leased_until="2999-01-01T00:00:00Z")
+    move, looks = runs._move, []
+
+    def release_in_between(*args: Any, **how: Any) -> bool:
+        looks.append(how)
+        if len(looks) == 2:  # the first found it running
+            Run.objects.update(state=State.QUEUED, worker="", leased_until=None)
+        return move(*args, **how)
+
+    monkeypatch.setattr(runs, "_move", release_in_between)
     assert runs.cancel(run=run, by=mia).state == State.CANCELLED
 
 
@@ -176,6 +204,47 @@ def test_a_round_whose_policy_has_no_model_says_so(project: Project) -> None:
     run = runs.queue_sampling(stage.make_sampled_round(project))
     assert run.state == State.REFUSED
     assert "No model is known for starter" in run.message
+
+
+@pytest.mark.parametrize("state", [State.CANCELLED, State.FAILED, State.REFUSED])
+def test_writing_for_a_round_that_does_not_wait_any_more_is_not_resumed(
+    project: Project, mia: User, state: str
+) -> None:
+    round = stage.make_sampled_round(project)
+    run = runs.queue_sampling(round)
+    Run.objects.update(state=state)
+    run.refresh_from_db()
+    close_round(round)
+    with pytest.raises(runs.RunRefused, match="does not wait for completions any more"):
+        runs.resume(run=run, by=mia)
+    run.refresh_from_db()
+    assert run.state == state
+
+
+def test_a_waiting_round_that_is_closed_stops_its_sampling(
+    project: Project, django_capture_on_commit_callbacks: Any
+) -> None:
+    waiting, running = stage.make_sampled_round(project), stage.make_sampled_round(project)
+    unstarted, started = runs.queue_sampling(waiting), runs.queue_sampling(running)
+    leased = {"worker": "one", "device": "cpu:0", "leased_until": "2999-01-01T00:00:00Z"}
+    Run.objects.filter(pk=started.pk).update(state=State.RUNNING, **leased)
+    for round in (waiting, running):
+        with django_capture_on_commit_callbacks(execute=True):
+            close_round(round)
+    unstarted.refresh_from_db()
+    started.refresh_from_db()
+    assert unstarted.state == State.CANCELLED
+    assert (started.state, started.cancel_asked) == (State.RUNNING, True)
+    assert runs.cancel_unwanted_sampling() == []
+
+
+def test_sampling_of_a_closed_round_whose_signal_was_lost_is_found(project: Project) -> None:
+    round, other = stage.make_sampled_round(project), stage.make_sampled_round(project)
+    run, wanted = runs.queue_sampling(round), runs.queue_sampling(other)
+    close_round(round)  # no commit in this test: nobody hears the signal
+    assert runs.cancel_unwanted_sampling() == [run]
+    wanted.refresh_from_db()
+    assert wanted.state == State.QUEUED
 
 
 # --- the folder ---------------------------------------------------------------------------------------------
