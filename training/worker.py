@@ -40,6 +40,7 @@ class TrainingWorker:
         self.check_lane: Supervision | None = None
         self._stops_asked = 0
         self._seen = self._swept = float("-inf")
+        self._unseen_since: float | None = None  # since then we have tried
         self._signed_on = False
         self._trusts_leases_from = float("-inf")
         self._has_left = threading.Event()
@@ -86,18 +87,20 @@ class TrainingWorker:
     # --- units ----------------------------------------------------------------------------------------------
 
     def be_seen(self) -> None:
-        lease, before = settings.RUN_LEASE_SECONDS, self._seen
-        if time.monotonic() - before <= lease / 2:
+        lease, now = settings.RUN_LEASE_SECONDS, time.monotonic()
+        if now - self._seen <= lease / 2:
             return
+        self._unseen_since = self._unseen_since or now
         if not self._signed_on:
             self._sign_on()
         Worker.objects.update_or_create(
             name=self.name, defaults={"device": self.launcher.device, "seen_at": Now()}
         )
         self._seen = time.monotonic()
-        if lease * 2 / 3 < self._seen - before < float("inf"):
+        if self._seen - self._unseen_since > lease / 6:
             # While we could not write, others could not renew: they get the time to do so first.
             self._trusts_leases_from = self._seen + lease / 3
+        self._unseen_since = None
 
     def _sign_on(self) -> None:
         """Take a name that no worker alive has: two on one device must not remove each other's row."""

@@ -537,7 +537,8 @@ def test_who_could_not_write_does_not_blame_others_for_a_lease_that_ran_out(
     leases.claim_run(worker="other", device="cpu:1")
     two = stage.make_worker("two")
     two.turn()
-    two._seen -= 5  # as if the database had been locked for so long
+    two._unseen_since = time.monotonic() - 3  # as if the database had been locked for so long
+    two._seen -= 3
     lose_lease(run)
     two.turn()
     assert two.device_lane is None

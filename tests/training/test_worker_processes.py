@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -25,6 +27,13 @@ from training.models import Run
 pytestmark = pytest.mark.slow
 
 LEASE = 4
+HOLD = """
+import sqlite3, sys, time
+database = sqlite3.connect(sys.argv[1], timeout=30, isolation_level=None)
+database.execute("BEGIN IMMEDIATE")
+time.sleep(float(sys.argv[2]))
+database.execute("COMMIT")
+"""
 State = Run.State
 
 
@@ -143,6 +152,18 @@ def test_a_frozen_worker_is_taken_for_dead_and_does_no_harm_when_it_wakes(url: s
     assert run.attempt == 2
     assert_one_child_at_a_time(run)
     assert crew[holder].poll() is None
+
+
+def test_a_long_write_of_somebody_else_takes_no_training_away(
+    sqlite_url: str, workers: Any, tmp_path: Path
+) -> None:
+    crew = workers(sqlite_url, "is slow")
+    run, _, _ = two_workers_and_a_run(crew)
+    child = child_of(run, at_step=1)
+    importing = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "db.sqlite3"), str(2 * LEASE)])
+    assert importing.wait(60) == 0
+    ended(run)
+    assert (run.attempt, {line["pid"] for line in journal(run)}) == (1, {child})
 
 
 def test_a_child_that_is_killed_is_started_again(sqlite_url: str, workers: Any) -> None:
