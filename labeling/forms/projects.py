@@ -25,8 +25,11 @@ class PolicyForm(forms.Form):
         help_text="A folder on the server below RATCHET_MODEL_DIRS, or a hub id such as org/model.",
     )
 
-    def __init__(self, *args: Any, allow_none: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, allow_none: bool = False, project: Project | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.project = project
         choices = [("starter", "The starter: a tiny model that writes short stories")]
         choices = choices if (starter_folder() / "config.json").is_file() else []
         choices.append(("other", "Another causal language model"))
@@ -43,9 +46,9 @@ class PolicyForm(forms.Form):
         try:
             match cleaned.get("source"):
                 case "starter":
-                    cleaned["location"] = check_location(str(starter_folder()))
+                    cleaned["location"] = check_location(str(starter_folder()), project=self.project)
                 case "other":
-                    cleaned["location"] = check_location(location)
+                    cleaned["location"] = check_location(location, project=self.project)
                 case _:
                     cleaned["location"] = None
         except PolicyRefused as refused:

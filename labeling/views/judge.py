@@ -129,7 +129,8 @@ def renew(request: RaterRequest, pk: int) -> HttpResponse:
     asked = _assignment(request, pk)
     if assignments.renew(assignment_id=pk, rater=request.user):
         return HttpResponse(status=204)
-    return render(request, "labeling/judge/_lost.html", {"round": asked.round}, status=409)
+    context = {"round": asked.round, "is_closed": asked.round.state == Round.State.CLOSED}
+    return render(request, "labeling/judge/_lost.html", context, status=409)
 
 
 def _round(request: RaterRequest, pk: int) -> Round:

@@ -78,7 +78,7 @@ def project_details(request: ManagerRequest, slug: str) -> HttpResponse:
 @require_POST
 def project_policy(request: ManagerRequest, slug: str) -> HttpResponse:
     project = _project(request, slug)
-    form = PolicyForm(request.POST)
+    form = PolicyForm(request.POST, project=project)
     if not form.is_valid():
         return _page(request, project, policy=form)
     policy = choose_policy(project=project, location=form.cleaned_data["location"])
@@ -136,7 +136,9 @@ def member_set(request: ManagerRequest, slug: str) -> HttpResponse:
 @require_POST
 def member_remove(request: ManagerRequest, slug: str, pk: int) -> HttpResponse:
     project = _project(request, slug)
-    member = get_object_or_404(project.memberships.select_related("user"), user_id=pk)
+    member = get_object_or_404(
+        project.memberships.select_related("user"), user__in=User.objects.filter(pk=pk)
+    )
     try:
         remove_member(project=project, user=member.user)
     except LastManager as refused:

@@ -549,7 +549,7 @@ def test_a_task_that_went_to_somebody_else_is_told_and_the_answer_stays(
     Assignment.objects.filter(state="leased").update(leased_until=timezone.now() - timedelta(seconds=1))
     assert next_assignment(round=round, rater=bo) is not None
     page.clock.fast_forward(61_000)
-    expect(page.get_by_role("alert").filter(has_text="gone to somebody else")).to_be_in_viewport()
+    expect(page.get_by_role("alert").filter(has_text="no longer yours")).to_be_in_viewport()
     expect(page.locator('[name="score-overall"][value="4"]')).to_be_checked()
 
 

@@ -67,6 +67,13 @@ def is_fragment(response: Any) -> bool:
     return text_of(response).lstrip().startswith("<section") and "<html" not in text_of(response)
 
 
+def test_a_page_that_stays_open_learns_that_its_round_is_closed(client: Client, round: Round) -> None:
+    first = start(client, round)
+    close_round(round)
+    response = client.post(f"/assignments/{first.pk}/renew/", headers=HTMX)
+    assert response.status_code == 409 and "This round is closed" in text_of(response)
+
+
 # The page
 
 
@@ -403,7 +410,7 @@ def test_a_lease_is_renewed_without_a_word(client: Client, round: Round, ann: Us
 def test_a_lost_lease_is_told(client: Client, round: Round, bo: User) -> None:
     theirs = start(signed_in(bo), round)
     response = client.post(f"/assignments/{theirs.pk}/renew/", headers=HTMX)
-    assert response.status_code == 409 and "gone to somebody else" in text_of(response)
+    assert response.status_code == 409 and "no longer yours" in text_of(response)
 
 
 # The start

@@ -36,11 +36,7 @@ def test_pages_with_numbers_are_found_at_all() -> None:
     assert {"round", "save_label", "skip", "renew", "run", "policy", "api_label", "api_run"} <= set(PAGES)
 
 
-# SQLite is asked for a member by a number that it cannot hold: labeling/views/projects.py, member_remove.
-NOT_YET = {"member_remove": pytest.mark.xfail(raises=OverflowError, reason="asks by the foreign key itself")}
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=NOT_YET.get(name, ())) for name in PAGES])
+@pytest.mark.parametrize("name", PAGES)
 def test_a_number_that_no_store_can_hold_is_not_found(client: Client, mia: User, name: str) -> None:
     client.force_login(mia)
     response = client.get(PAGES[name])

@@ -12,6 +12,7 @@ from django.urls import reverse
 from labeling.models import Membership, Policy, Project, Protocol
 from labeling.prompts import add_prompts
 from tests import factories
+from tests.labeling.test_policies import make_model
 
 SETTINGS_POSTS = {
     "project_details": {"name": "Renamed", "guidelines": "Be *fair*."},
@@ -381,3 +382,18 @@ def test_wrong_methods_are_refused(manager: Client, project: Project, mia: User)
     assert manager.get(reverse("guidelines_preview")).status_code == 405
     for address, _ in posts(project, mia.pk):
         assert manager.get(address).status_code == 405
+
+
+def test_a_project_can_go_back_to_a_policy_that_it_trained_itself(
+    manager: Client, project: Project, settings: Any
+) -> None:
+    folder = make_model(settings.RUNS_DIR / "7" / "model")
+    fields = {"source": "other", "location": str(folder)}
+    address = reverse("project_policy", args=[project.slug])
+    assert manager.post(address, fields).status_code == 422  # nobody's, as far as this project knows
+    own = factories.make_policy(project, "policy 2")
+    own.location = str(folder)
+    own.save()
+    assert manager.post(address, fields).status_code == 302
+    project.refresh_from_db()
+    assert project.current_policy == own
