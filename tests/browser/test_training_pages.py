@@ -287,6 +287,29 @@ def test_no_page_of_training_is_wider_than_its_window(
         assert width <= 0, address
 
 
+def test_all_that_a_run_found_fits_a_phone(
+    new_page: Callable[..., Page], sign_in: Callable[..., None], mia: User, project: Project, ann: User
+) -> None:
+    preflight = {"rows": {"pairs": {"train": {"kept": 4120, "dropped": 1417, "longest": 3000, "ties": 400}}}}
+    bins = [{"low": 0.5, "high": 0.6, "predicted": 0.56, "observed": 0.52, "count": 30}]
+    found: dict[str, dict[str, Any]] = {
+        "reward_model": {"accuracy": 0.7, "calibration": bins, "by_strength": {"1": {"accuracy": 0.5}}},
+        "dpo": {"prompts": 256, "kl": 7.8, "length_new": 48.2, "length_old": 41.7, "eos_rate_new": 0.9},
+    }
+    page = new_page(viewport=PHONE)
+    sign_in(page, mia)
+    for method, evaluation in found.items():
+        run = make_run(project, ann, method)
+        put_in(run, "complete", evaluation=evaluation, preflight={"ok": True, **preflight})
+        page.goto(run.get_absolute_url())
+        page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        too_wide = page.evaluate(
+            """[...document.querySelectorAll(".table-wrap, html")]
+                .filter(each => each.scrollWidth > each.clientWidth).map(each => each.textContent)"""
+        )
+        assert too_wide == [], method
+
+
 def test_a_manager_sends_a_run_from_the_form_to_its_check(
     page: Page, sign_in: Callable[..., None], mia: User, project: Project, ann: User
 ) -> None:
