@@ -1,5 +1,6 @@
 """What a run will cost, guessed before it starts."""
 
+import time
 from typing import Any
 
 import pytest
@@ -117,3 +118,14 @@ def test_what_an_evaluation_holds_is_at_least_what_it_allocates() -> None:
     recipe = RunConfig.from_json({"method": "dpo", "model": "x", "sampling": {"max_new_tokens": 10}})
     found = estimate._memory_of_writing(recipe, config, prompts, parameters=weights // 4)
     assert held + weights <= found <= 1.2 * (held + weights)
+
+
+def test_the_speed_of_a_machine_that_others_use_is_that_of_its_best_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Products of 10, 1 and 89 ms: 2 * 512**3 operations in a thousandth of a second."""
+    monkeypatch.undo()
+    moments = iter([0.0, 0.0, 0.010, 0.010, 0.011, 0.011, 0.100, 0.200])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(moments))
+    assert estimate._measured_rate(bf16=False) == pytest.approx(2 * 512**3 / 0.001)
