@@ -1,23 +1,66 @@
-"""The two processes of an installation, web server and training worker, started and stopped together."""
+"""The two processes of an installation, web server and training worker, started and stopped together.
 
+`only_here` keeps a second pair out of the same installation. A worker that dies is started again; without
+the web server there is nothing to show, so its end ends both.
+"""
+
+import contextlib
 import ctypes
+import fcntl
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from django.conf import settings
 
+log = logging.getLogger(__name__)
+
 STOP_SECONDS = 45  # a run under way saves a checkpoint first
+RESTARTS = 3  # of the worker, in RESTART_SECONDS
+RESTART_SECONDS = 60
+TAIL = 2000
 PR_SET_PDEATHSIG = 1
 
 
 class ProcessDied(Exception):
     """A process of ours ended by itself; the message names it and the end of what it printed."""
+
+
+class RunsAlready(Exception):
+    """This installation has its processes already; the message says where."""
+
+
+@contextlib.contextmanager
+def only_here(var: Path) -> Iterator[Callable[[str], None]]:
+    """Hold the installation. Yields what writes down its address, for whoever starts it a second time.
+
+    Raises RunsAlready. The lock ends with this process, however it ends.
+    """
+    var.mkdir(parents=True, exist_ok=True)
+    with open(var / "demo.lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            where = file.read().strip()
+            raise RunsAlready(
+                f"Ratchet is already running here at {where}" if where else "Ratchet is just starting here."
+            ) from None
+        file.truncate(0)
+
+        def write_address(address: str) -> None:
+            file.truncate(0)
+            file.write(address)
+            file.flush()
+
+        yield write_address
+        file.truncate(0)
 
 
 def free_port(host: str, wanted: int) -> int:
@@ -29,6 +72,13 @@ def free_port(host: str, wanted: int) -> int:
     raise OSError(f"no free port from {wanted} to {wanted + 99} on {host}")
 
 
+def _end_group(child: subprocess.Popen[bytes]) -> None:
+    """End it with all that it started, which may be alive although it is not (uvicorn's own children)."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -37,11 +87,16 @@ class Processes:
     """Web server and worker as children. They leave the terminal's group: Ctrl-C reaches this process
     alone, which then stops them in order."""
 
-    def __init__(self, *, host: str, port: int, log_dir: Path) -> None:
+    def __init__(
+        self, *, host: str, port: int, log_dir: Path, say: Callable[[str], None] = log.warning
+    ) -> None:
         self.host = host
         self.port = free_port(host, port)
         self.log_dir = log_dir
+        self._say = say
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._logs_began: dict[str, int] = {}  # what earlier starts printed stands before
+        self._restarts: list[float] = []
 
     @property
     def address(self) -> str:
@@ -53,35 +108,52 @@ class Processes:
         # Two answer what a few raters ask; other cores are the trainer's.
         serve += ["--workers", str(min(2, os.cpu_count() or 1))]
         self._spawn("web", [*serve, "--log-level", "warning", "--no-server-header"])
-        self._spawn("worker", [str(settings.BASE_DIR / "manage.py"), "train_worker"])
+        self._spawn_worker()
         self._wait_until(self._answers, seconds=60)
 
     def stop(self) -> None:
         """Stop the worker first, so that the web server can still show a run that saves its checkpoint."""
         for name in ("worker", "web"):
             child = self._children.pop(name, None)
-            if child is None or child.poll() is not None:
+            if child is None:
                 continue
             child.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+            _end_group(child)
 
     def check(self) -> None:
-        """Raise ProcessDied when one of the two has ended."""
-        for name, child in self._children.items():
-            if child.poll() is not None:
-                log = self.log_dir / f"{name}.log"
-                tail = log.read_text(errors="replace")[-2000:]
-                raise ProcessDied(
-                    f"the {name} process ended with status {child.returncode}; {log} ends:\n{tail}"
-                )
+        """Start a worker that has ended again; raise ProcessDied when that does not help, or the web has."""
+        for name, child in list(self._children.items()):
+            if child.poll() is None:
+                continue
+            _end_group(child)
+            if name != "worker" or not self._may_restart():
+                raise ProcessDied(f"the {self._how_it_ended(name, child)}")
+            self._say(f"The {self._how_it_ended(name, child)}\nThe worker is started again.")
+            self._spawn_worker()
+
+    def _may_restart(self) -> bool:
+        now = time.monotonic()
+        self._restarts = [at for at in self._restarts if now - at < RESTART_SECONDS]
+        self._restarts.append(now)
+        return len(self._restarts) <= RESTARTS
+
+    def _how_it_ended(self, name: str, child: subprocess.Popen[bytes]) -> str:
+        log = self.log_dir / f"{name}.log"
+        with open(log, "rb") as file:
+            file.seek(max(self._logs_began[name], log.stat().st_size - TAIL))
+            tail = file.read().decode(errors="replace").strip()
+        ends = f"{log} ends:\n{tail}" if tail else f"{log} says nothing about it"
+        return f"{name} process ended with status {child.returncode}; {ends}"
+
+    def _spawn_worker(self) -> None:
+        self._spawn("worker", [str(settings.BASE_DIR / "manage.py"), "train_worker"])
 
     def _spawn(self, name: str, arguments: list[str]) -> None:
         self.log_dir.mkdir(parents=True, exist_ok=True)
         with open(self.log_dir / f"{name}.log", "ab") as log:
+            self._logs_began[name] = os.fstat(log.fileno()).st_size
             self._children[name] = subprocess.Popen(
                 [sys.executable, *arguments],
                 cwd=settings.BASE_DIR,

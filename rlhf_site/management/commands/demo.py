@@ -7,12 +7,12 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser
+from collections.abc import Callable
 from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from labeling.models import Round
 from labeling.rounds import RoundPlan
 
 INSIDE = "RATCHET_HEADLESS_INSIDE"
@@ -51,8 +51,17 @@ class Command(BaseCommand):
         self.stdout.flush()
 
     def _stay(self, options: dict[str, Any]) -> None:
+        from rlhf_site.demo.processes import RunsAlready, only_here
+
+        try:
+            with only_here(settings.VAR_DIR) as write_address:
+                self._run(options, write_address)
+        except RunsAlready as error:
+            raise CommandError(str(error)) from error
+
+    def _run(self, options: dict[str, Any], write_address: Callable[[str], None]) -> None:
         from rlhf_site.demo import cast
-        from rlhf_site.demo.processes import ProcessDied, Processes
+        from rlhf_site.demo.processes import ProcessDied
 
         self._say("preparing the database and the pages ...")
         cast.prepare_installation()
@@ -60,13 +69,14 @@ class Command(BaseCommand):
             source="sample", train_prompts=300, test_prompts=30, test_overlap=2, seed=options["seed"]
         )
         made = cast.make_cast(plan=plan, seed=options["seed"])
-        processes = Processes(host=options["host"], port=options["port"], log_dir=settings.VAR_DIR / "log")
-        signal.signal(signal.SIGTERM, _as_interrupt)
+        processes = self._processes(options)
+        _listen_for_stop()
         try:
             self._say("starting the web server and the training worker ...")
+            write_address(processes.address)
             processes.start()
             self._greet(processes.address, made)
-            self._follow(processes, made)
+            self._follow(processes)
         except ProcessDied as error:
             raise CommandError(str(error)) from error
         except KeyboardInterrupt:
@@ -76,32 +86,32 @@ class Command(BaseCommand):
             processes.stop()
         self._say("stopped. `make demo` goes on with what is there.")
 
+    def _processes(self, options: dict[str, Any]) -> Any:
+        from rlhf_site.demo.processes import Processes
+
+        return Processes(
+            host=options["host"], port=options["port"], log_dir=settings.VAR_DIR / "log", say=self._say
+        )
+
     def _greet(self, address: str, made: Any) -> None:
         if made.passwords:
             self._say("\nThree people, and their passwords (shown this once):")
             for name, password in made.passwords.items():
                 role = "manager" if name == "mia" else "rater"
                 self._say(f"  {name:<4} {role:<8} {password}")
+        else:
+            self._say("\nForgotten a password? .venv/bin/python manage.py changepassword ann")
         self._say(f"\nRatchet is at {address}   (Ctrl-C stops it)\n")
 
-    def _follow(self, processes: Any, made: Any) -> None:
-        """Say what the worker does until somebody stops us."""
-        from training.models import Run
+    def _follow(self, processes: Any) -> None:
+        """Say what happens until somebody stops us."""
+        from rlhf_site.demo.news import News
 
-        seen: dict[int, str] = {}
-        opened: set[int] = set()
+        news = News()
         while True:
             processes.check()
-            for run in Run.objects.filter(project=made.project).order_by("pk"):
-                line = f"{run}: {run.get_state_display().lower()}" + (
-                    f", {run.message}" if run.message else ""
-                )
-                if seen.get(run.pk) != line:
-                    seen[run.pk] = line
-                    self._say(f"  {line}")
-            for current in made.project.rounds.filter(state=Round.State.OPEN).exclude(pk__in=opened):
-                opened.add(current.pk)
-                self._say(f"  {current} is open: ann and bo can judge")
+            for line in news.since_last_time():
+                self._say(f"  {line}")
             time.sleep(1)
 
     def _in_a_folder_of_its_own(self, keep: str | None) -> None:
@@ -118,13 +128,13 @@ class Command(BaseCommand):
 
     def _headless(self, options: dict[str, Any]) -> None:
         from rlhf_site.demo import cast, headless, simulated_raters
-        from rlhf_site.demo.processes import ProcessDied, Processes
+        from rlhf_site.demo.processes import ProcessDied
 
         started = time.monotonic()
         self._say("preparing the database and the pages ...")
         cast.prepare_installation()
-        processes = Processes(host=options["host"], port=options["port"], log_dir=settings.VAR_DIR / "log")
-        signal.signal(signal.SIGTERM, _as_interrupt)
+        processes = self._processes(options)
+        _listen_for_stop()
         try:
             processes.start()
             self._say(f"web server at {processes.address}, worker started")
@@ -162,6 +172,12 @@ def _plan(labels: int, seed: int) -> RoundPlan:
         seed=seed,
         gate_prompts=0,
     )
+
+
+def _listen_for_stop() -> None:
+    # Said for SIGINT too: a shell script's `make demo &` starts us with Ctrl-C switched off.
+    signal.signal(signal.SIGINT, _as_interrupt)
+    signal.signal(signal.SIGTERM, _as_interrupt)
 
 
 def _as_interrupt(*_: object) -> None:
