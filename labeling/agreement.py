@@ -10,7 +10,7 @@ from itertools import permutations
 from math import sqrt
 from typing import Literal
 
-from labeling.comparisons import Judgement, votes_of
+from labeling.comparisons import Judgement, Rule, aggregate, votes_of
 
 Level = Literal["nominal", "ordinal"]
 
@@ -30,8 +30,7 @@ class Share:
 @dataclass(frozen=True, kw_only=True)
 class PairAgreement:
     overall: Share
-    # "When one said 'far better' (4), how often did another take the same side?" The most that a reward
-    # model's accuracy on such pairs can be expected to reach.
+    # "When one said 'far better' (4), how often did another take the same side?"
     by_strength: Mapping[int, Share] = field(default_factory=dict)
     tasks: int = 0  # judged by two raters or more
 
@@ -89,6 +88,40 @@ def pair_agreement(judgements: Iterable[Judgement]) -> PairAgreement:
         by_strength={strength: _share(agreed[strength]) for strength in sorted(agreed)},
         tasks=len({task for (task, _), said in votes.items() if len(said) > 1}),
     )
+
+
+def rater_accuracy(tasks: Iterable[Sequence[Judgement]], *, rule: Rule) -> PairAgreement:
+    """How often a rater is on the side that the other raters of the task come to under the rule.
+
+    What a reward model's accuracy is to be held against: the same tasks, the same rule, decided comparisons
+    alone. A rater's tie counts half. `by_strength` goes by the strength that the others come to. It is no
+    ceiling: a rater who is right with probability a agrees with one other with a^2 + (1 - a)^2, and a model
+    that knew what is right would agree with single labels with a.
+
+    >>> def label(rater, preferred, strength):
+    ...     value = {"outcome": "preferred", "preferred": preferred, "strength": strength}
+    ...     return Judgement(task=1, prompt=1, rater=rater, kind="comparison", value=value,
+    ...                      completions=(7, 8))
+    >>> rater_accuracy([[label(1, 7, 4), label(2, 7, 2), label(3, 8, 1)]], rule="majority").overall
+    Share(rate=0.0, n=1)
+    >>> rater_accuracy([[label(1, 7, 4), label(2, 7, 2), label(3, 8, 1)]], rule="each_label").overall
+    Share(rate=0.3333333333333333, n=6)
+    """
+    agreed: dict[int, list[float]] = defaultdict(list)
+    several = 0
+    for judgements in tasks:
+        several += len(judgements) > 1
+        for place, judgement in enumerate(judgements):
+            votes = votes_of(judgement)
+            others = [*judgements[:place], *judgements[place + 1 :]]
+            for row in aggregate(others, rule=rule).comparisons if others and votes else ():
+                pair = (min(row.chosen, row.rejected), max(row.chosen, row.rejected))
+                if row.strength and pair in votes:
+                    vote = votes[pair] if row.chosen == pair[0] else -votes[pair]
+                    agreed[row.strength].append(1.0 if vote > 0 else 0.5 if vote == 0 else 0.0)
+    everywhere = [value for values in agreed.values() for value in values]
+    by_strength = {strength: _share(agreed[strength]) for strength in sorted(agreed)}
+    return PairAgreement(overall=_share(everywhere), by_strength=by_strength, tasks=several)
 
 
 def _share(values: Sequence[float], *, counted_twice: bool = False) -> Share:

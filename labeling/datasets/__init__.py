@@ -2,7 +2,7 @@
 
 from labeling.datasets.errors import FreezeError, FreezeFailed, InvalidFreeze, NothingToFreeze
 from labeling.datasets.freezing import folder_of, freeze
-from labeling.datasets.judgements import gate_outcomes, judgements_of
+from labeling.datasets.judgements import gate_outcomes, held_out_judgements, judgements_of
 from labeling.datasets.manifest import DamagedDataset, Manifest, verify
 from labeling.datasets.preview import RowPreview, first_rows
 
@@ -18,6 +18,7 @@ __all__ = [
     "folder_of",
     "freeze",
     "gate_outcomes",
+    "held_out_judgements",
     "judgements_of",
     "verify",
 ]

@@ -115,6 +115,13 @@ def judgements_of(round: Round) -> Iterator[Judgement]:
         yield from task.judgements
 
 
+def held_out_judgements(rounds: Sequence[Round]) -> Iterator[list[Judgement]]:
+    """What raters said of each task whose prompt is held out: what a reward model is measured on."""
+    for task in judged_tasks(rounds):
+        if task.prompt.split == Prompt.Split.TEST:
+            yield task.judgements
+
+
 def gate_outcomes(round: Round) -> list[Outcome]:
     """What people said of the round's new policy against the old one, one entry for each label.
 

@@ -2,13 +2,22 @@
 
 import doctest
 import math
+import random
 from typing import Any
 
 import numpy as np
 import pytest
 
 from labeling import agreement
-from labeling.agreement import Outcome, Share, krippendorff_alpha, pair_agreement, wilson, win_rate
+from labeling.agreement import (
+    Outcome,
+    Share,
+    krippendorff_alpha,
+    pair_agreement,
+    rater_accuracy,
+    wilson,
+    win_rate,
+)
 from labeling.comparisons import Judgement
 
 # Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), section C: four observers, twelve units.
@@ -176,3 +185,21 @@ def test_the_web_process_does_not_load_numpy_for_it() -> None:
 
     code = "import sys, labeling.agreement; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("right", [0.75, 0.85])
+def test_a_rater_agrees_with_another_as_often_as_both_are_right_or_both_wrong(right: float) -> None:
+    rng = random.Random(0)
+    tasks = [
+        [label(rater, 2 if rng.random() < right else -2, task=task) for rater in (1, 2)]
+        for task in range(20_000)
+    ]
+    found = rater_accuracy(tasks, rule="each_label")
+    assert found.overall.rate == pytest.approx(right**2 + (1 - right) ** 2, abs=0.01)
+    assert found.by_strength.keys() == {2}
+
+
+def test_a_rater_is_held_against_what_the_others_come_to_and_ties_of_theirs_say_nothing() -> None:
+    said = [label(1, 3), label(2, 1), label(3, 0), label(4, -1)]
+    assert rater_accuracy([said], rule="majority").overall == Share(0.25, 2)  # the tie and the odd one out
+    assert rater_accuracy([[label(1, 2)], [label(2, None), label(3, 2)]], rule="majority").overall.n == 0

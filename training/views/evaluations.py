@@ -4,12 +4,13 @@ Both are written by the child process, maybe by an older version: what is missin
 """
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 from django.core.cache import cache
 
-from labeling.agreement import PairAgreement, Share, pair_agreement
-from labeling.datasets import judgements_of
+from labeling.agreement import PairAgreement, Share, rater_accuracy
+from labeling.comparisons import Rule
+from labeling.datasets import held_out_judgements
 from labeling.models import PreferenceDataset
 from training.charts import Bin, Chart, calibration_chart, grouped_bars
 from training.models import Run
@@ -68,7 +69,7 @@ def policy_figures(evaluation: dict[str, Any]) -> PolicyFigures | None:
 @dataclass(frozen=True, kw_only=True)
 class RewardEvaluation:
     accuracy: float | None
-    agreement: float | None  # how often two raters take the same side: what a model can be expected to reach
+    agreement: float | None  # how often a rater is on the side of the others, on the same tasks
     pairs: float | None
     low: float | None
     high: float | None
@@ -97,11 +98,12 @@ def reward_evaluation(run: Run) -> RewardEvaluation | None:
 
 
 def raters_agreement(dataset: PreferenceDataset) -> PairAgreement:
-    """How far the raters of its rounds agree. Reads every label the first time; a dataset is frozen."""
-    key = f"agreement-{dataset.pk}-{dataset.digest}"
+    """How often a rater is right by the others, on held-out tasks. Reads every label the first time."""
+    key = f"rater-accuracy-{dataset.pk}-{dataset.digest}"
     known: PairAgreement | None = cache.get(key)
     if known is None:
-        known = pair_agreement(j for r in dataset.rounds.all() for j in judgements_of(r))
+        rounds = list(dataset.rounds.select_related("protocol"))
+        known = rater_accuracy(held_out_judgements(rounds), rule=cast(Rule, dataset.rule))
         cache.set(key, known, timeout=None)
     return known
 
@@ -118,7 +120,7 @@ def _by_strength(found: Any, raters: PairAgreement) -> Chart | None:
         groups=[STRENGTHS.get(strength, "tie") for strength in strengths],
         series=[
             ("reward model", [number_in(found, str(strength), "accuracy") for strength in strengths]),
-            ("another rater", [raters.by_strength.get(s, Share()).rate for s in strengths]),
+            ("a rater, by the others", [raters.by_strength.get(s, Share()).rate for s in strengths]),
         ],
     )
 
