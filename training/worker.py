@@ -91,7 +91,7 @@ class TrainingWorker:
         if now - self._seen <= lease / 2:
             return
         self._unseen_since = self._unseen_since or now
-        if not self._signed_on:
+        if now - self._seen > 2 * lease:  # the first time, or after a pause in which the name was free
             self._sign_on()
         Worker.objects.update_or_create(
             name=self.name, defaults={"device": self.launcher.device, "seen_at": Now()}

@@ -1,6 +1,7 @@
 """The worker, unit by unit, with a stub for the trainer: the contract kept, and broken in every known way."""
 
 import errno
+import io
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.core.management import call_command
 from django.db import OperationalError
 from django.db.models.functions import Now
 
@@ -613,6 +615,27 @@ def test_the_name_of_a_worker_that_is_gone_is_free_again(db: None) -> None:
     Worker.objects.create(name="same", device="cpu:0", seen_at="2020-01-01T00:00:00Z")
     stage.make_worker("same").turn()
     assert [row.name for row in Worker.objects.all()] == ["same"]
+
+
+def test_a_worker_whose_name_was_taken_while_it_was_frozen_takes_another(db: None) -> None:
+    one, two = stage.make_worker("same"), stage.make_worker("same")
+    one.turn()
+    Worker.objects.update(seen_at="2020-01-01T00:00:00Z")
+    one._seen -= 60
+    two.turn()
+    one.turn()
+    assert (one.name, two.name) == ("same 2", "same")
+
+
+def test_a_worker_that_cannot_print_works_on(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *how: None)  # Ctrl-C stays the test runner's
+
+    def refuse(text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    full = io.StringIO()
+    full.write = refuse  # type: ignore[method-assign, assignment]
+    call_command("train_worker", batch=True, device="cpu:0", stdout=full)
 
 
 def test_a_worker_that_is_told_twice_leaves_although_the_database_is_away(

@@ -1,5 +1,6 @@
 """`manage.py train_worker`: trains and samples what is queued, until it is told to stop."""
 
+import contextlib
 import signal
 from typing import Any
 
@@ -36,5 +37,6 @@ class Command(BaseCommand):
         worker.serve(batch=batch)
 
     def _say(self, line: str) -> None:
-        self.stdout.write(line)
-        self.stdout.flush()
+        with contextlib.suppress(OSError):  # a full disk or a closed terminal is no reason to stop working
+            self.stdout.write(line)
+            self.stdout.flush()
