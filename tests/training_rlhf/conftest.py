@@ -82,6 +82,14 @@ def in_bf16(policy: Path, folder: Path) -> Path:
     return folder
 
 
+def stored_dtypes(folder: Path) -> set[Any]:
+    """The types of the numbers that a model's folder holds."""
+    from safetensors.torch import load_file
+
+    files = folder.glob("*.safetensors")
+    return {weight.dtype for file in files for weight in load_file(file).values()}
+
+
 def pair_row(number: int, **columns: Any) -> dict[str, Any]:
     """A row of `pairs`: people like the answer with a name."""
     pick = random.Random(number)

@@ -65,8 +65,16 @@ def test_the_implicit_reward_is_the_log_ratio_times_beta() -> None:
 def test_likelihood_is_a_mean_over_the_tokens_that_count() -> None:
     logps = torch.tensor([[-1.0, -2.0, -9.0], [-3.0, -9.0, -9.0]])
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
-    assert float(negative_log_likelihood(logps, mask=mask)) == pytest.approx(2.0)
-    assert float(negative_log_likelihood(logps, mask=torch.zeros(2, 3))) == 0.0
+    assert float(negative_log_likelihood(logps, mask=mask, weight=torch.ones(2))) == pytest.approx(2.0)
+    assert float(negative_log_likelihood(logps, mask=torch.zeros(2, 3), weight=torch.ones(2))) == 0.0
+
+
+def test_likelihood_counts_the_tokens_of_a_row_as_much_as_the_row() -> None:
+    logps, mask = torch.tensor([[-1.0, -3.0], [-6.0, -6.0]]), torch.ones(2, 2)
+    weight = torch.tensor([1.0, 0.25])
+    assert float(negative_log_likelihood(logps, mask=mask, weight=weight)) == pytest.approx(
+        1.75
+    )  # 4 + 12 / 4
 
 
 def test_accuracy_leaves_ties_out() -> None:

@@ -1,5 +1,6 @@
 """The reward model: equal to TRL on plain pairs, and it learns from rankings beside them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from datasets import Dataset  # noqa: E402
 from trl.trainer.reward_config import RewardConfig  # noqa: E402
 from trl.trainer.reward_trainer import RewardTrainer  # noqa: E402
 
-from tests.training_rlhf.conftest import in_bf16, pair_row, ranking_row, write_rows  # noqa: E402
-from training.rlhf import fitting, loading, recipe, reward_model, scoring  # noqa: E402
+from tests.training_rlhf.conftest import in_bf16, pair_row, ranking_row, stored_dtypes, write_rows  # noqa: E402
+from training.rlhf import fitting, loading, recipe, reward_model, scoring, tuning  # noqa: E402
 from training.rlhf.config import RunConfig, Training, Tuning  # noqa: E402
 from training.rlhf.data import read_for_reward_model  # noqa: E402
 from training.rlhf.run_dir import ProgressWriter, RunDir  # noqa: E402
@@ -24,12 +25,12 @@ Rows = list[dict[str, Any]]
 
 def make_config(policy: Path, *, lora: bool = False, **training: Any) -> RunConfig:
     fixed = {"batch_size": 4, "learning_rate": 1e-3, "log_every": 1, "warmup_ratio": 0.0}
-    tuning = Tuning(kind="lora", lora_rank=4) if lora else Tuning()
+    tuned = Tuning(kind="lora", lora_rank=4) if lora else Tuning()
     return RunConfig(
         method="reward_model",
         seed=7,
         model=str(policy),
-        tuning=tuning,
+        tuning=tuned,
         training=Training(**(fixed | training)),
     )
 
@@ -41,7 +42,8 @@ def our_trainer(
     write_rows(run_dir.data / "pairs.train.jsonl", pairs)
     write_rows(run_dir.data / "rankings.train.jsonl", rankings or [])
     tokenizer = loading.load_tokenizer(config.model)
-    model = loading.load_reward_base(config.model, seed=config.seed)
+    dtype = tuning.loaded_dtype(config)
+    model = loading.load_reward_base(config.model, seed=config.seed, dtype=dtype)
     loading.fit(model, tokenizer, where=config.model)
     return reward_model.make_trainer(
         model=model,
@@ -73,7 +75,7 @@ def test_losses_on_pairs_equal_trl_to_five_decimals(
         args=RewardConfig(**settings, save_strategy="no"),
         train_dataset=Dataset.from_list([{name: row[name] for name in columns} for row in rows]),
         processing_class=loading.load_tokenizer(config.model),
-        peft_config=fitting.lora(config, task="SEQ_CLS"),
+        peft_config=tuning.lora(config, task="SEQ_CLS"),
     )
     theirs.train()
     assert len(logged(ours)) == 8
@@ -168,5 +170,37 @@ def test_the_usual_recipe_for_large_policies_learns_too(tiny_policy: Path, tmp_p
     recipe.train(run_dir, config, ProgressWriter(run_dir))
     losses = [line["values"]["loss"] for line in run_dir.progress_after(0) if "loss" in line["values"]]
     assert losses[-1] < 0.7 * losses[0]
-    model, _ = loading.load_reward_model(run_dir.model)
-    assert all(weight.dtype == torch.float32 for weight in model.parameters())
+    model, tokenizer = loading.load_reward_model(run_dir.model)
+    assert model.config.dtype == torch.float32  # as loaded
+    assert stored_dtypes(run_dir.model) == {torch.bfloat16}
+    canaries = json.loads((run_dir.model / scoring.CANARIES).read_text())
+    again = scoring.reward_scores(model, tokenizer, scoring._canaries())
+    assert again == pytest.approx(canaries["scores"], abs=1e-6)
+
+
+def test_a_small_rate_moves_every_weight_of_the_head_beside_a_bf16_base(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    policy = in_bf16(tiny_policy, tmp_path / "policy")
+    config = make_config(policy, lora=True, bf16=True, learning_rate=1e-5, epochs=2.0)
+    trainer = our_trainer([pair_row(number) for number in range(32)], config, tmp_path)
+    model: Any = trainer.model
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert {weight.dtype for weight in trained.values()} == {torch.float32}
+    (head,) = (weight for name, weight in trained.items() if "score" in name)
+    before = head.detach().clone()
+    trainer.train()
+    assert float((head.detach() != before).float().mean()) > 0.95
+
+
+def test_accumulating_four_small_batches_gives_the_loss_of_one_large_batch(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    pairs = [pair_row(number) for number in range(15)]
+    rankings = [ranking_row(number, [1, 2, 3]) for number in range(6)]  # with the pairs 8, 8, 2 + 2 + 1
+    large = our_trainer(pairs, make_config(tiny_policy, batch_size=8), tmp_path / "1", rankings=rankings)
+    config = make_config(tiny_policy, batch_size=2, gradient_accumulation=4)
+    small = our_trainer(pairs, config, tmp_path / "4", rankings=rankings)
+    large.train()
+    small.train()
+    assert logged(small) == pytest.approx(logged(large), abs=1e-4)

@@ -22,7 +22,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 from training.rlhf import rendering
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Element
-from training.rlhf.fitting import Checkpointed, lora, settings
+from training.rlhf.fitting import Checkpointed, settings
 from training.rlhf.preference_loss import (
     comparison_loss,
     implicit_rewards,
@@ -31,6 +31,7 @@ from training.rlhf.preference_loss import (
     share_above,
 )
 from training.rlhf.run_dir import RunDir
+from training.rlhf.tuning import lora, make_ready, without_dropout
 
 _SAID = ("margin", "weight", "p")  # what people said about a pair, beside its tokens
 
@@ -66,7 +67,8 @@ class PairCollator(DataCollatorForPreference):
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = super().torch_call(examples)
-        return batch | {name: torch.tensor([example[name] for example in examples]) for name in _SAID}
+        said = {name: torch.tensor([example[name] for example in examples]) for name in _SAID}
+        return batch | said | {"elements": len(examples)}
 
 
 class PairTrainer(Checkpointed, DPOTrainer):
@@ -88,7 +90,7 @@ class PairTrainer(Checkpointed, DPOTrainer):
         return found.select(back)
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
-        tokens = {name: value for name, value in inputs.items() if name not in _SAID}
+        tokens = {name: value for name, value in inputs.items() if name not in (*_SAID, "elements")}
         return super().compute_ref_log_probs(model, tokens)  # type: ignore[no-untyped-call]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
@@ -107,12 +109,15 @@ class PairTrainer(Checkpointed, DPOTrainer):
         chosen, rejected = rewards.chunk(2)
         difference = chosen - rejected
         losses = comparison_loss(difference, margin=inputs["margin"], p=inputs["p"])
-        loss = mean_over_elements(losses, weight=inputs["weight"], elements=len(losses))
+        elements = self.divisor(inputs, training=model.training)
+        loss = mean_over_elements(losses, weight=inputs["weight"], elements=elements)
         if self.sft_weight:
             decided = (inputs["p"] > 0.5)[:, None]  # a tie has no chosen completion to imitate
             liked = mask[: len(losses), 1:] * decided
-            likelihood = negative_log_likelihood(token_logps[: len(losses)], mask=liked)
-            loss = loss + self.sft_weight * likelihood
+            imitated = negative_log_likelihood(
+                token_logps[: len(losses)], mask=liked, weight=inputs["weight"]
+            )
+            loss = loss + self.sft_weight * imitated * (len(losses) / elements)
         self._note(inputs, rewards=rewards, logps=logps, training=model.training)
         return (loss, outputs) if return_outputs else loss
 
@@ -157,7 +162,8 @@ def make_trainer(
         precompute_ref_log_probs=True,
         remove_unused_columns=False,  # none is unused, and TRL does not know all
     )
-    return PairTrainer(
+    without_dropout(model)
+    trainer = PairTrainer(
         sft_weight=training.sft_weight,
         model=model,
         args=arguments,
@@ -167,3 +173,5 @@ def make_trainer(
         data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id),
         peft_config=lora(config, task="CAUSAL_LM"),
     )
+    make_ready(trainer.model, config)
+    return trainer

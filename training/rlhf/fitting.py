@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from transformers import (
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -32,6 +31,7 @@ from training.rlhf.config import RunConfig, Training
 from training.rlhf.failures import Diverged
 from training.rlhf.progress import Cancelled, finishing_before_stop, report, stop_requested
 from training.rlhf.run_dir import ProgressWriter, RunDir, write_json
+from training.rlhf.tuning import round_by_chance, saved_dtype
 
 SAVE_SECONDS = 600  # since the last checkpoint: many small steps are fewer seconds, large ones many more
 
@@ -53,7 +53,7 @@ def settings(training: Training, *, seed: int, output_dir: Path) -> dict[str, An
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
         "train_sampling_strategy": "group_by_length" if training.group_by_length else "random",
-        "bf16": training.bf16,
+        "bf16": bool(training.bf16),  # TRL takes None for True, on a CPU too
         "gradient_checkpointing": training.gradient_checkpointing,
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -64,20 +64,6 @@ def settings(training: Training, *, seed: int, output_dir: Path) -> dict[str, An
         "report_to": "none",
         "disable_tqdm": True,
     }
-
-
-def lora(config: RunConfig, *, task: str) -> LoraConfig | None:
-    """Low-rank adapters on every linear layer but the head; a new scalar head is trained whole."""
-    if config.tuning.kind == "full":
-        return None
-    return LoraConfig(
-        task_type=task,
-        r=config.tuning.lora_rank,
-        lora_alpha=config.tuning.lora_alpha,
-        lora_dropout=config.tuning.lora_dropout,
-        target_modules="all-linear",
-        modules_to_save=["score"] if task == "SEQ_CLS" else None,
-    )
 
 
 class GroupedByLength(LengthGroupedSampler):
@@ -147,8 +133,20 @@ class Reporter(TrainerCallback):
 class Checkpointed(Trainer):
     """Mixed into a trainer of TRL: each checkpoint is whole and marked, or removed and reported.
 
-    A resumed run meets rows in the order of one that ran through, however they are grouped.
+    A resumed run meets rows in the order of one that ran through, however they are grouped. All elements of a
+    step count alike, also where its last batch has fewer (TRL weighs batches alike, however small they are).
     """
+
+    elements_per_batch: float  # the mean over the batches of the step under way
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.elements_per_batch = sum(batch["elements"] for batch in batches) / max(1, len(batches))
+        return batches, None
+
+    def divisor(self, inputs: dict[str, Any], *, training: bool) -> float:
+        """What the sum over a batch's elements is divided by; the mean over the step's batches follows."""
+        return self.elements_per_batch if training else float(inputs["elements"])
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
@@ -209,10 +207,11 @@ def _is_trained(checkpoint: Path) -> bool:
 
 def save_trained(
     trainer: Trainer, tokenizer: PreTrainedTokenizerBase, *, run_dir: RunDir, config: RunConfig
-) -> PreTrainedModel:
+) -> None:
     """Write model/ whole, by rename: weights, tokenizer with its template, lineage. Adapters are merged.
 
-    They are merged in fp32: into bf16, or worse NF4, a merge rounds learning away (transformers #31293).
+    They are merged in fp32 and rounded once, by chance: a merge into bf16, or worse NF4, rounds learning away
+    (transformers #31293).
     """
     draft = run_dir.path / "model.draft"
     for leftover in (draft, run_dir.model):
@@ -221,12 +220,12 @@ def save_trained(
     if isinstance(model, PeftModel):
         model.save_pretrained(str(run_dir.path / "adapter"))
         model = model.float().merge_and_unload()
-    model.save_pretrained(draft)
+    dtype = saved_dtype(config)
+    round_by_chance(model, dtype, seed=config.seed)
+    model.to(dtype).save_pretrained(draft)
     tokenizer.save_pretrained(draft)
     write_json(draft / "lineage.json", lineage.of(run_dir, config, tokenizer, packages=_packages()))
     os.replace(draft, run_dir.model)
-    result: PreTrainedModel = model.float().eval()
-    return result
 
 
 def _packages() -> dict[str, str]:

@@ -20,7 +20,7 @@ def comparison_loss(difference: Tensor, *, margin: Tensor, p: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(difference.float() - margin, p, reduction="none")
 
 
-def mean_over_elements(losses: Tensor, *, weight: Tensor, elements: int) -> Tensor:
+def mean_over_elements(losses: Tensor, *, weight: Tensor, elements: float) -> Tensor:
     """The loss of a batch, a scalar. Shapes of `losses` and `weight`: (comparisons,).
 
     A batch counts its elements, not its comparisons: a ranking of K is one element with C(K, 2) comparisons
@@ -34,9 +34,13 @@ def implicit_rewards(logps: Tensor, *, reference_logps: Tensor, beta: float) -> 
     return beta * (logps - reference_logps)
 
 
-def negative_log_likelihood(token_logps: Tensor, *, mask: Tensor) -> Tensor:
-    """Mean over the tokens where `mask` holds, a scalar; 0 when it holds nowhere. Shapes: (rows, tokens)."""
-    return -(token_logps * mask).sum() / mask.sum().clamp(min=1)
+def negative_log_likelihood(token_logps: Tensor, *, mask: Tensor, weight: Tensor) -> Tensor:
+    """The SFT term of a batch, a scalar; 0 when `mask` holds nowhere. Shapes: (rows, tokens) and (rows,).
+
+    A mean over the tokens where `mask` holds, as in TRL; `weight` is that of the row in its comparison, so
+    that the C(K, 2) pairs of a ranking are imitated no more than one pair.
+    """
+    return -(token_logps * mask * weight[:, None]).sum() / mask.sum().clamp(min=1)
 
 
 def share_above(differences: Tensor, *, p: Tensor) -> Tensor:

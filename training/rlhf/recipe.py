@@ -7,7 +7,7 @@ from typing import Any
 
 import datasets
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from training.rlhf import dpo, evaluation, fitting, loading, rendering, reward_model, scoring
 from training.rlhf.config import RunConfig
@@ -16,6 +16,7 @@ from training.rlhf.estimate import length_limit
 from training.rlhf.failures import Refused
 from training.rlhf.progress import Cancelled, report
 from training.rlhf.run_dir import ProgressWriter, RunDir
+from training.rlhf.tuning import loaded_dtype
 
 datasets.disable_progress_bars()
 
@@ -25,9 +26,9 @@ def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[
     tokenizer = loading.load_tokenizer(config.model)
     progress.write("Loading the model")
     if config.method == "dpo":
-        model = loading.load_policy(config.model, dtype=weights_dtype(config))
+        model = loading.load_policy(config.model, dtype=loaded_dtype(config))
     else:
-        model = loading.load_reward_base(config.model, seed=config.seed, dtype=weights_dtype(config))
+        model = loading.load_reward_base(config.model, seed=config.seed, dtype=loaded_dtype(config))
     loading.fit(model, tokenizer, where=config.model)
 
     progress.write("Reading the dataset")
@@ -61,12 +62,12 @@ def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[
         progress.write("Measuring the loss on held-out rows")
         held_out = trainer.evaluate()
     report(progress, {"train_seconds": seconds}, message="Saving the model")
-    trained = fitting.save_trained(trainer, tokenizer, run_dir=run_dir, config=config)
-    if config.method == "reward_model":
-        scoring.write_canaries(trained, tokenizer, folder=run_dir.model)
-    del trainer, model, trained
+    fitting.save_trained(trainer, tokenizer, run_dir=run_dir, config=config)
+    del trainer, model
     gc.collect()
     torch.cuda.empty_cache()
+    if config.method == "reward_model":  # as it was stored, which may be rounded
+        scoring.write_canaries(*loading.load_reward_model(run_dir.model), folder=run_dir.model)
     return {
         "rows": {
             split: {"kept": len(part.elements), "dropped": part.dropped} for split, part in rows.items()
@@ -88,13 +89,6 @@ def fitting_rows(
         limit=limit,
         count_tokens=lambda messages: len(rendering.conversation_ids(tokenizer, messages)),
     )
-
-
-def weights_dtype(config: RunConfig) -> torch.dtype:
-    """Weights that are trained are fp32, or small updates vanish; a frozen base may stay as it is stored."""
-    stored: torch.dtype | None = AutoConfig.from_pretrained(config.model, trust_remote_code=False).dtype
-    stays = config.training.bf16 and config.tuning.kind == "lora" and stored == torch.bfloat16
-    return torch.bfloat16 if stays else torch.float32
 
 
 def evaluate(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[str, Any]:

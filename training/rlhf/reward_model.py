@@ -21,9 +21,10 @@ from trl.trainer.reward_trainer import RewardTrainer
 from training.rlhf import rendering, scoring
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Comparison, Element
-from training.rlhf.fitting import Checkpointed, lora, settings
+from training.rlhf.fitting import Checkpointed, settings
 from training.rlhf.preference_loss import comparison_loss, mean_over_elements, share_above
 from training.rlhf.run_dir import RunDir
+from training.rlhf.tuning import lora, make_ready, without_dropout
 
 
 def tokenized(elements: list[Element], tokenizer: PreTrainedTokenizerBase, *, use_margin: bool) -> Dataset:
@@ -89,7 +90,8 @@ class ComparisonTrainer(Checkpointed, RewardTrainer):
         scores = outputs.logits[:, 0].float()  # (conversations,)
         difference = scores[inputs["chosen"]] - scores[inputs["rejected"]]  # (comparisons,)
         losses = comparison_loss(difference, margin=inputs["margin"], p=inputs["p"])
-        loss = mean_over_elements(losses, weight=inputs["weight"], elements=inputs["elements"])
+        elements = self.divisor(inputs, training=model.training)
+        loss = mean_over_elements(losses, weight=inputs["weight"], elements=elements)
         self._note(inputs, scores=scores, difference=difference, training=model.training)
         return (loss, outputs) if return_outputs else loss
 
@@ -127,7 +129,8 @@ def make_trainer(
         max_length=None,
         remove_unused_columns=False,  # none is unused, and TRL does not know all
     )
-    return ComparisonTrainer(
+    without_dropout(model)
+    trainer = ComparisonTrainer(
         model=model,
         args=arguments,
         train_dataset=tokenized(train, tokenizer, use_margin=training.use_margin),
@@ -136,3 +139,5 @@ def make_trainer(
         data_collator=ElementCollator(pad_token_id=int(tokenizer.pad_token_id)),
         peft_config=lora(config, task="SEQ_CLS"),
     )
+    make_ready(trainer.model, config)
+    return trainer
