@@ -12,6 +12,8 @@ import pytest
 pytest.importorskip("trl")
 pytestmark = pytest.mark.training
 
+import torch  # noqa: E402
+
 from tests.training_rlhf.conftest import (  # noqa: E402
     ROOT,
     MakeRun,
@@ -19,6 +21,8 @@ from tests.training_rlhf.conftest import (  # noqa: E402
     run_child,
     start_child,
 )
+from training.rlhf.__main__ import see_one_device, settled  # noqa: E402
+from training.rlhf.config import RunConfig  # noqa: E402
 from training.rlhf.run_dir import (  # noqa: E402
     EXIT_CANCELLED,
     EXIT_LOCKED,
@@ -94,6 +98,31 @@ def test_a_stop_while_it_loads_ends_it_at_once(number: signal.Signals, make_run:
     output, _ = child.communicate(timeout=5)
     assert child.returncode == EXIT_CANCELLED, output
     assert not run_dir.result.exists()
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen"),
+    [(None, "0"), ("2,3", "2"), ("GPU-1f,GPU-2e", "GPU-1f"), ("1", "1"), ("", "")],
+    ids=["unset", "two", "by-name", "one", "none"],
+)
+def test_a_run_sees_one_device(visible: str | None, seen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    see_one_device()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+
+
+@pytest.mark.parametrize("able", [True, False])
+@pytest.mark.parametrize("asked", [None, True, False])
+def test_bf16_is_the_devices_choice_where_nobody_chose(
+    asked: bool | None, able: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: able)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: able)
+    training = {} if asked is None else {"bf16": asked}
+    config = RunConfig.from_json({"method": "dpo", "model": "here", "training": training})
+    assert settled(config).training.bf16 is (able if asked is None else asked)
 
 
 def test_a_recipe_that_cannot_be_run_is_refused_with_words(make_run: MakeRun) -> None:

@@ -29,6 +29,17 @@ def test_what_is_left_out_has_a_default() -> None:
     assert config.tuning.kind == "full"
 
 
+@pytest.mark.parametrize("bf16", [None, True, False])
+def test_whether_to_compute_in_bf16_may_be_left_to_the_device(bf16: bool | None, tmp_path: Path) -> None:
+    written = {"method": "dpo", "model": "here", "training": {"bf16": bf16}}
+    config = RunConfig.from_json(written)
+    assert config.training.bf16 is bf16
+    assert RunConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert Training().bf16 is None
+    with pytest.raises(ConfigError, match="expected int"):
+        RunConfig.from_json(written | {"seed": None})  # nothing else may
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

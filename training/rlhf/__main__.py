@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     die_with_parent()
     listen_for_stop()
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    see_one_device()
     # PEFT imports it wherever it is installed; no method here quantises yet, and it takes two seconds.
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     if options.standby:
@@ -82,6 +84,15 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
     if str(os.getppid()) != parent:  # it died before we asked
         os._exit(EXIT_CANCELLED)
+
+
+def see_one_device() -> None:
+    """A run is for one GPU, the first that may be seen: with two, torch's trainer would split each batch.
+
+    A worker's launcher names one already; this is for runs started by hand, and must come before torch.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
 
 
 def work(run_dir: RunDir, *, only_preflight: bool) -> int:
@@ -110,11 +121,24 @@ def load_config(run_dir: RunDir) -> RunConfig:
         raise Refused("There is no recipe.", str(run_dir.config), "Write config.json there.") from None
 
 
+def settled(config: RunConfig) -> RunConfig:
+    """The recipe with what it leaves to the device decided: bf16 where a GPU computes in it, not on a CPU.
+
+    On a CPU it is five times as fast on cores that know it, and 15 times slower on those that do not.
+    """
+    if config.training.bf16 is not None:
+        return config
+    import torch
+
+    able = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return replace(config, training=replace(config.training, bf16=able))
+
+
 def check(run_dir: RunDir, config: RunConfig) -> int:
     """Write preflight.json; its first error is also error.json, as it would be for a run."""
     from training.rlhf import preflight
 
-    report = preflight.check(run_dir, config)
+    report = preflight.check(run_dir, settled(config))
     write_json(run_dir.preflight, report)
     if report["ok"]:
         return EXIT_COMPLETE
@@ -136,6 +160,7 @@ def carry_out(run_dir: RunDir, config: RunConfig) -> None:
         progress.write("Loading torch")
         from training.rlhf import recipe
 
+        config = settled(config)
         result |= recipe.train(run_dir, config, progress)
         raise_if_stopped()
         result["evaluation"] = recipe.evaluate(run_dir, config, progress)

@@ -17,6 +17,10 @@ class ConfigError(ValueError):
     """A recipe that cannot be run; the message says which setting, and what it may be."""
 
 
+# Left to the process that trains, which decides by its device before anybody reads it (__main__.settled).
+_BY_DEVICE: Any = None
+
+
 def _check(holds: bool, message: str) -> None:
     if not holds:
         raise ConfigError(message)
@@ -52,7 +56,7 @@ class Training:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     max_length: int = 512  # tokens of prompt and completion together; longer rows are dropped and counted
-    bf16: bool = False
+    bf16: bool = _BY_DEVICE  # compute in bf16; null: where there is a GPU that can
     gradient_checkpointing: bool = False
     group_by_length: bool = False  # batches of rows of like length: less padding, another order
     log_every: int = 5  # steps
@@ -156,11 +160,12 @@ _TYPES: dict[Any, tuple[type, ...]] = {
 
 def _section(kind: Any, values: Any, where: str) -> Any:
     _check(isinstance(values, dict), f"{where}: expected an object")
-    known = {item.name: item.type for item in dataclasses.fields(kind)}
+    known = {item.name: item for item in dataclasses.fields(kind)}
     for name, value in values.items():
         _check(name in known, f"{where}.{name}: no such setting")
-        wanted = _TYPES.get(known[name])
-        if wanted is not None:
+        wanted = _TYPES.get(known[name].type)
+        may_be_left_open = value is None and known[name].default is None
+        if wanted is not None and not may_be_left_open:
             fits = isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool))
             _check(fits, f"{where}.{name} is {value!r}: expected {wanted[-1].__name__}")
     try:
