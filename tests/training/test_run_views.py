@@ -521,6 +521,19 @@ def test_a_policy_is_shown_against_the_one_before(manager: Client, run: Run) -> 
         assert said in page, said
 
 
+def test_an_evaluation_that_failed_is_told_beside_the_model_that_is_there(manager: Client, run: Run) -> None:
+    error = {"what": "A prompt <b>cannot</b> be read.", "where": "prompts.test.jsonl", "do": "Mend it."}
+    put_in(run, State.COMPLETE, evaluation={"error": error})
+    page = manager.get(run.get_absolute_url()).content.decode()
+    assert "The model is there; measuring it failed." in page
+    assert "A prompt &lt;b&gt;cannot&lt;/b&gt; be read." in page and "Mend it." in page
+
+
+def test_why_there_is_no_next_round_is_told(manager: Client, run: Run) -> None:
+    put_in(run, State.COMPLETE, message="Complete. The next round was not made: no prompts.")
+    assert "The next round was not made: no prompts." in manager.get(run.get_absolute_url()).content.decode()
+
+
 @pytest.mark.parametrize(
     "evaluation", [{"accuracy": "much"}, {"accuracy": None, "calibration": 3}, {"kl": None}, {"kl": 2}]
 )

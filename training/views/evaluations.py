@@ -41,7 +41,9 @@ class PolicyFigures:
     win_rate_high: float | None
     reward_new: float | None
     reward_old: float | None
+    prompts_dropped: float | None  # held-out prompts that left no room for a completion
     kl: float | None  # nats for a completion
+    kl_standard_error: float | None
     length_new: float | None  # tokens
     length_old: float | None
     eos_rate_new: float | None  # share of completions that end by themselves
@@ -66,6 +68,14 @@ def policy_figures(evaluation: dict[str, Any]) -> PolicyFigures | None:
     return PolicyFigures(**found, kl_note=str(evaluation.get("kl_note") or ""))
 
 
+def evaluation_error(evaluation: dict[str, Any]) -> dict[str, str] | None:
+    """What, where and do of an evaluation that failed after its model was saved."""
+    error = evaluation.get("error")
+    if not isinstance(error, dict):
+        return None
+    return {name: str(error.get(name) or "") for name in ("what", "where", "do")}
+
+
 @dataclass(frozen=True, kw_only=True)
 class RewardEvaluation:
     accuracy: float | None
@@ -76,6 +86,7 @@ class RewardEvaluation:
     length_baseline: float | None  # "the longer one is better": what a model must beat
     by_strength: Chart | None
     calibration: Chart | None
+    calibration_note: str
 
 
 def reward_evaluation(run: Run) -> RewardEvaluation | None:
@@ -94,6 +105,7 @@ def reward_evaluation(run: Run) -> RewardEvaluation | None:
         length_baseline=number_in(found, "length_baseline_accuracy"),
         by_strength=_by_strength(found.get("by_strength"), raters),
         calibration=_calibration(found.get("calibration")),
+        calibration_note=str(found.get("calibration_note") or ""),
     )
 
 

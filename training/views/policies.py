@@ -60,6 +60,7 @@ def _page(request: HttpRequest, found: Policy, form: PromoteForm, status: int = 
             "artifact": artifact,
             "lineage": artifact.lineage if artifact else {},
             "figures": evaluations.policy_figures(artifact.run.evaluation) if artifact else None,
+            "evaluation_error": evaluations.evaluation_error(artifact.run.evaluation) if artifact else None,
             "decisions": decisions,
             "comparing": comparing(found),
             "measured": next((d for d in decisions if d.win_rate is not None), None),
