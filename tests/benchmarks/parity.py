@@ -6,6 +6,9 @@ Each training runs in a fresh process, ours and TRL's in turn. Time is `trainer.
 over the reference too, which ours makes before and TRL's in each step. The last line is one JSON object;
 `time_ratio` compares the fastest of each, because whatever else a machine does only ever adds time;
 `cpu_ratio` does the same with the processor's time, which other processes disturb less.
+
+Rows come in random order on both sides. The starter's recipe groups them by length, which bare TRL refuses for
+preferences (ValueError: no 'input_ids' to measure); with it there would be nothing to compare with.
 """
 
 import argparse
