@@ -70,8 +70,8 @@ def round_by_chance(model: torch.nn.Module, dtype: torch.dtype, *, seed: int) ->
     """Round fp32 weights to bf16 or fp16, up or down by chance: right on average (1502.02551, section 3).
 
     What was loaded from bf16 lies on its grid, where rounding to the nearest takes small updates back: of
-    what DPO taught the starter, a third at a rate of 1e-5 (loss 0.6807 in fp32, 0.6848 rounded to the nearest,
-    0.6807 by chance), nearly all at 1e-6, and a third of LoRA's at 2e-5 (0.6903, 0.6913, 0.6903).
+    what DPO taught the starter, a third at a rate of 1e-5 (loss 0.6807 in fp32, 0.6848 to the nearest, 0.6807
+    by chance), nearly all at 1e-6, and a third of LoRA's at 2e-5 (0.6903, 0.6913, 0.6903).
     Weights that did not move stay as they are. The noise comes from the CPU, the same on every device.
     """
     dropped = _DROPPED_BITS.get(dtype)
