@@ -7,8 +7,8 @@ over the reference too, which ours makes before and TRL's in each step. The last
 `time_ratio` compares the fastest of each, because whatever else a machine does only ever adds time;
 `cpu_ratio` does the same with the processor's time, which other processes disturb less.
 
-Rows come in random order on both sides. The starter's recipe groups them by length, which bare TRL refuses for
-preferences (ValueError: no 'input_ids' to measure); with it there would be nothing to compare with.
+Rows come in random order on both sides. The starter's recipe groups them by length, which bare TRL refuses
+for preferences (ValueError: no 'input_ids' to measure): there is nothing to compare that with.
 """
 
 import argparse
