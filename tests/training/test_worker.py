@@ -313,6 +313,7 @@ def test_a_run_whose_folder_vanished_begins_anew_and_tells_it(project: Project, 
     assert (run.checkpoint_step >= 10, run.last_seq > 10) == (True, True)
     shutil.rmtree(run.folder)
     runs.resume(run=run, by=None)
+    work_until(one, lambda: 0 < Run.objects.get(pk=run.pk).step < 10)  # not silent until it passes step 12
     stage.work_through(one, run)
     assert (run.state, run.last_seq, run.checkpoint_step) == (State.COMPLETE, 21, 20)
     assert [metric.step for metric in run.metrics.all()] == list(range(1, 21))
@@ -643,6 +644,7 @@ def test_a_worker_that_is_told_twice_leaves_although_the_database_is_away(
 ) -> None:
     one = stage.make_worker()
     monkeypatch.setattr(Worker.objects, "get_or_create", away)
+    monkeypatch.setattr(Worker.objects, "update_or_create", away)
     one.ask_stop()
     one.ask_stop()
     one.serve()
