@@ -148,6 +148,14 @@ class Run(models.Model):
     @property
     def can_resume(self) -> bool:
         """Go on from the last checkpoint; for a refused run: be checked again."""
+        if self.method == self.Method.SAMPLE:  # refused: the round itself asks for what cannot be written
+            is_wanted = self.round is not None and self.round.state == Round.State.WAITING
+            return is_wanted and self.has_stopped and self.state != self.State.REFUSED
+        return self.has_stopped
+
+    @property
+    def has_stopped(self) -> bool:
+        """Without a result."""
         return self.state in (self.State.CANCELLED, self.State.FAILED, self.State.REFUSED)
 
 

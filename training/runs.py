@@ -272,7 +272,7 @@ def resume(*, run: Run, by: User | None) -> Run:
 
 def _require_wanted(run: Run) -> None:
     """A sampling run writes for a round that waits; for any other its work would be thrown away."""
-    if run.method != Run.Method.SAMPLE or run.round_id is None or not run.can_resume:
+    if run.method != Run.Method.SAMPLE or run.round_id is None or not run.has_stopped:
         return
     if not Round.objects.filter(pk=run.round_id, state=Round.State.WAITING).exists():
         raise RunRefused(
