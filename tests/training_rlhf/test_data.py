@@ -80,6 +80,19 @@ def test_a_rankings_own_pairs_are_not_learnt_twice_and_other_pairs_stay(tmp_path
     assert read_for_dpo(run_dir, "test") == []
 
 
+def test_the_common_verdict_of_several_rankings_is_not_learnt_twice_and_another_pair_stays(
+    tmp_path: Path,
+) -> None:
+    run_dir = RunDir(tmp_path)
+    rankings = [ranking_row(1, ranks) | {"weight": 1 / 3} for ranks in ([1, 2, 3], [1, 3, 2], [1, 2])]
+    rankings[2]["completions"] = rankings[2]["completions"][:2]  # partial
+    verdict = pairs_of(rankings[0])
+    write_rows(run_dir.data / "rankings.train.jsonl", rankings)
+    write_rows(run_dir.data / "pairs.train.jsonl", [*verdict, verdict[0]])  # the last by other raters
+    tables = [(element.table, element.line) for element in read_for_reward_model(run_dir, "train")]
+    assert tables == [("pairs", 4), ("rankings", 1), ("rankings", 2), ("rankings", 3)]
+
+
 @pytest.mark.parametrize(
     ("columns", "words"),
     [

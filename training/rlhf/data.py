@@ -7,7 +7,7 @@ EOS teaches a model not to stop. Standard library only; tokens come from trainin
 
 import json
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,14 +71,20 @@ def read_for_reward_model(run_dir: RunDir, split: Split) -> list[Element]:
 
 
 def without_pairs_of(rankings: Iterable[Element], pairs: Iterable[Element]) -> list[Element]:
-    """Leave out, once for each ranking, the pairs that come from it."""
-    said = Counter(
-        _unordered(ranking, one.chosen, one.rejected) for ranking in rankings for one in ranking.comparisons
-    )
+    """Leave out the pairs that come from rankings.
+
+    A dataset has one pair for each two that a ranking compares; for several raters of one task, whose
+    rankings share a weight of 1, their common verdict is one pair.
+    """
+    said: dict[str, float] = defaultdict(float)
+    for ranking in rankings:
+        weight = sum(one.weight for one in ranking.comparisons)
+        for one in ranking.comparisons:
+            said[_unordered(ranking, one.chosen, one.rejected)] += weight
     kept = []
     for pair in pairs:
         key = _unordered(pair, 0, 1)
-        if said[key] > 0:
+        if said[key] > 1e-6:
             said[key] -= 1
         else:
             kept.append(pair)
