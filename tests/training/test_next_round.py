@@ -141,6 +141,7 @@ def test_a_round_that_cannot_be_made_does_not_undo_the_run(project: Project, can
     assert "The next round was not made: the project has no protocol" in changes["message"]
 
 
+@pytest.mark.slow
 def test_a_trained_policy_is_sampled_and_judged_next_without_a_hand(
     project: Project, ann: User, django_capture_on_commit_callbacks: Any
 ) -> None:
@@ -160,6 +161,7 @@ def test_a_trained_policy_is_sampled_and_judged_next_without_a_hand(
     assert {made.new_policy, made.old_policy} == writers
 
 
+@pytest.mark.slow
 def test_a_run_may_end_without_a_next_round(project: Project, ann: User) -> None:
     stage.make_sampled_round(project)
     Round.objects.update(state=Round.State.CLOSED)
