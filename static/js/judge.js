@@ -69,8 +69,11 @@
     try {
       const left = localStorage.getItem("guidelines");
       if (left) guidelines.open = left === "open";
+      let asShown = guidelines.open; // what was done here is told as a toggle too, and is no choice of the rater
       guidelines.addEventListener("toggle", () => {
-        localStorage.setItem("guidelines", guidelines.open ? "open" : "closed");
+        if (guidelines.open === asShown) return;
+        asShown = guidelines.open;
+        localStorage.setItem("guidelines", asShown ? "open" : "closed");
       });
     } catch { /* storage may be switched off */ }
   }

@@ -606,6 +606,9 @@ def test_a_small_screen_shows_the_task_before_the_guidelines(
     page.goto(f"/rounds/{round.pk}/judge/")
     expect(page.get_by_text("Prefer the kind one.")).to_be_hidden()
     expect(page.locator(".completion").first).to_be_in_viewport()
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.reload()
+    expect(page.get_by_text("Prefer the kind one.")).to_be_visible()  # nobody chose to hide them
 
 
 def test_a_text_of_a_ranking_can_be_scrolled_over_by_touch_and_dragged_by_its_handle(
