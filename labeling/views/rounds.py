@@ -1,6 +1,8 @@
 """A manager's pages of a round: make one, watch it, close it, open it again."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
@@ -30,6 +32,8 @@ PURPOSES = {
     Task.Purpose.TEST: "held out",
     Task.Purpose.GATE: "for the gate",
 }
+
+T = TypeVar("T")
 
 
 class ManagerRequest(HttpRequest):
@@ -165,23 +169,20 @@ def _gate_context(found: Round, *, done: int) -> dict[str, Any]:
 
 
 def _gate(found: Round, *, done: int) -> GateReport | None:
-    """The report for this many labels, kept for a while as the report of the round is."""
-    key = f"round-gate-{found.pk}-{found.state}-{done}"
-    gate: GateReport | None = cache.get(key)
-    if gate is None:
-        gate = gate_of(found)
-        cache.set(key, gate, REPORT_SECONDS)
-    return gate
+    return _kept(f"round-gate-{found.pk}-{found.state}-{done}", partial(gate_of, found))
 
 
 def _report(found: Round, *, done: int) -> RoundReport:
-    """The report for this many labels: several managers' pages that refresh ask the database once."""
-    key = f"round-report-{found.pk}-{done}"
-    report: RoundReport | None = cache.get(key)
-    if report is None:
-        report = report_of(found)
-        cache.set(key, report, REPORT_SECONDS)
-    return report
+    return _kept(f"round-report-{found.pk}-{done}", partial(report_of, found))
+
+
+def _kept(key: str, make: Callable[[], T], seconds: int = REPORT_SECONDS) -> T:
+    """What the key names: several managers' pages that refresh ask the database once."""
+    found: T | None = cache.get(key)
+    if found is None:
+        found = make()
+        cache.set(key, found, seconds)
+    return found
 
 
 def _page_context(found: Round) -> dict[str, Any]:
@@ -201,9 +202,4 @@ def _page_context(found: Round) -> dict[str, Any]:
 def _flags(found: Round) -> list[IdentityFlag]:
     if found.state == Round.State.WAITING:
         return []
-    key = f"round-identity-{found.pk}"
-    flags: list[IdentityFlag] | None = cache.get(key)
-    if flags is None:
-        flags = identity_flags(found)
-        cache.set(key, flags, FLAGS_SECONDS)
-    return flags
+    return _kept(f"round-identity-{found.pk}", partial(identity_flags, found), FLAGS_SECONDS)
