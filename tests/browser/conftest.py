@@ -21,7 +21,9 @@ import uvicorn
 from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.test import Client, override_settings
-from playwright.sync_api import Browser, ConsoleMessage, Page
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+
+from labeling.models import Round
 
 # Playwright keeps an event loop in this thread; Django would refuse the ORM beside it.
 os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"
@@ -138,3 +140,14 @@ def new_page(browser: Browser, server: str) -> Iterator[Callable[..., Page]]:
     yield make
     for context in contexts:
         context.close()
+
+
+@pytest.fixture
+def open_as_ann(page: Page, sign_in: SignIn, ann: User) -> Callable[[Round], Page]:
+    def open_round(round: Round) -> Page:
+        sign_in(page, ann)
+        page.goto(f"/rounds/{round.pk}/judge/")
+        expect(page.locator("#task")).to_be_visible()
+        return page
+
+    return open_round
