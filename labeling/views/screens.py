@@ -42,7 +42,6 @@ class Step:
 
     value: str
     name: str
-    label: str  # for a screen reader: the whole sentence
     strength: int
     key: int
     chosen: bool
@@ -119,7 +118,6 @@ def _sides(items: list[Item], protocol: Protocol, answer: dict[str, Any]) -> lis
         Step(
             value=f"{item.name}:{strength}",
             name=_name(strength, most),
-            label=f"{item.letter} is {_name(strength, most)}{' better' if most > 1 else ''}",
             strength=strength,
             key=key,
             chosen=(item.id, strength) == chosen,
