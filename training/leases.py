@@ -5,12 +5,24 @@ first. `worker` and `attempt` together name one claim, and every later write rep
 a worker that was taken for dead changes nothing any more. The database's clock decides, not the workers'.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db import IntegrityError, connection, models, transaction
+from django.db import (
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    connection,
+    models,
+    transaction,
+)
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 from django.db.models import F
 from django.db.models.functions import Now
 
@@ -18,6 +30,8 @@ from training.models import Run
 
 State = Run.State
 FREE: dict[str, Any] = {"worker": "", "leased_until": None}
+# What a database says that is away, busy, or has ended a transaction that froze (psycopg: InternalError).
+NO_ANSWER = (OperationalError, InterfaceError, InternalError)
 
 
 class LeaseLost(Exception):
@@ -100,6 +114,29 @@ def others_may_claim_meanwhile() -> bool:
     Not with SQLite: what keeps one process from writing keeps every other from it too.
     """
     return connection.vendor != "sqlite"
+
+
+@contextmanager
+def frozen_transactions_end() -> Iterator[None]:
+    """Meanwhile, PostgreSQL rolls back what a connection of this process leaves open for half a lease.
+
+    A worker that freezes (SIGSTOP, a paused machine) between two statements of a transaction would keep
+    its row locked, and everybody who may claim the run would wait for it.
+    """
+    connection_created.connect(_end_frozen_transactions)
+    connection.close()
+    try:
+        yield
+    finally:
+        connection_created.disconnect(_end_frozen_transactions)
+        connection.close()
+
+
+def _end_frozen_transactions(connection: BaseDatabaseWrapper, **_: Any) -> None:
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            milliseconds = settings.RUN_LEASE_SECONDS * 500
+            cursor.execute(f"SET idle_in_transaction_session_timeout = {int(milliseconds)}")
 
 
 def _lease_end() -> models.Expression:

@@ -22,12 +22,11 @@ import traceback
 from typing import Any
 
 from django.conf import settings
-from django.db import InterfaceError, OperationalError
 
 from training import endings
 from training.endings import Stop
 from training.launchers import Child, Launcher
-from training.leases import Lease, LeaseLost, others_may_claim_meanwhile
+from training.leases import NO_ANSWER, Lease, LeaseLost, others_may_claim_meanwhile
 from training.models import Run
 from training.progress import ProgressTail, forget_progress, store_progress
 from training.results import ResultsRefused, import_results, storable
@@ -72,7 +71,7 @@ class Supervision:
         except LeaseLost:
             self.abandon()
             raise
-        except (OperationalError, InterfaceError):
+        except NO_ANSWER:
             raise  # the database is away or busy: the next step tries again
         except Exception as error:
             return self._break_off(error)
@@ -265,7 +264,7 @@ class Supervision:
     def _import(self) -> bool:
         try:
             import_results(self.lease)
-        except (LeaseLost, OperationalError, InterfaceError):
+        except (LeaseLost, *NO_ANSWER):
             raise  # not ours any more; or the database is away, and the next step tries again
         except ResultsRefused as error:
             return self._end(State.FAILED, str(error))

@@ -13,13 +13,13 @@ import uuid
 from collections.abc import Callable
 
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, connection
+from django.db import connection
 from django.db.models.functions import Now
 
 from training import gate, leases, runs
 from training.endings import Stop
 from training.launchers import Launcher
-from training.leases import LeaseLost
+from training.leases import NO_ANSWER, LeaseLost
 from training.models import Run, Worker
 from training.supervision import Supervision
 
@@ -53,14 +53,15 @@ class TrainingWorker:
         self.launcher.prepare()
         # A call to the database may hang: then nobody but this thread sees a lease run out.
         threading.Thread(target=self._watch, daemon=True).start()
-        try:
-            while True:
-                busy = self.turn()
-                if not busy and (batch or self.is_stopping):
-                    break
-                time.sleep(TICK_SECONDS)
-        finally:
-            self._leave()
+        with leases.frozen_transactions_end():
+            try:
+                while True:
+                    busy = self.turn()
+                    if not busy and (batch or self.is_stopping):
+                        break
+                    time.sleep(TICK_SECONDS)
+            finally:
+                self._leave()
 
     def turn(self) -> bool:
         """One look at everything; False when there was nothing to do."""
@@ -69,7 +70,7 @@ class TrainingWorker:
             self.sweep()
             checking = self.check()
             return self.train() or checking
-        except (OperationalError, InterfaceError):
+        except NO_ANSWER:
             # The database is away or busy. Children work on; the lease's own clock stops them in time.
             log.warning("the database did not answer", exc_info=True)
             connection.close()
@@ -124,7 +125,7 @@ class TrainingWorker:
                 runs.queue_missing_sampling()
                 runs.cancel_unwanted_sampling()
                 gate.evaluate_missing_gates()
-            except (OperationalError, InterfaceError):
+            except NO_ANSWER:
                 raise
             except Exception:  # one odd round must not keep every run from its worker
                 log.exception("rounds without sampling or gate could not be looked after")
@@ -196,6 +197,6 @@ class TrainingWorker:
         try:
             if self._signed_on:
                 Worker.objects.filter(name=self.name).delete()
-        except (OperationalError, InterfaceError):
+        except NO_ANSWER:
             log.warning("the database did not answer: pages see the worker for a while", exc_info=True)
         self.say(f"worker {self.name} has stopped")

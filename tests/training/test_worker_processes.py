@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import connection
 from pytest_django import DjangoDbBlocker
 
 from labeling.models import Membership
@@ -22,6 +23,7 @@ from tests.training import stage
 from tests.training.outside import Workers, outside_database
 from tests.training.stage import is_alive, journal, wait_for
 from training import runs
+from training.leases import Lease
 from training.models import Run
 
 pytestmark = pytest.mark.slow
@@ -152,6 +154,35 @@ def test_a_frozen_worker_is_taken_for_dead_and_does_no_harm_when_it_wakes(url: s
     assert run.attempt == 2
     assert_one_child_at_a_time(run)
     assert crew[holder].poll() is None
+
+
+@pytest.mark.postgres
+def test_a_worker_that_freezes_within_a_write_keeps_nobody_from_its_run(
+    cluster: Cluster,
+    workers: Any,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    django_db_blocker: DjangoDbBlocker,
+) -> None:
+    monkeypatch.setattr("rlhf_site.settings.RUN_LEASE_SECONDS", LEASE)
+    settings.RUN_LEASE_SECONDS = LEASE
+    url = cluster.create_database(f"workers_{uuid.uuid4().hex}")
+    with outside_database(url, django_db_blocker):
+        run, crew, frozen = make_queued_run(), workers(url), stage.make_worker("frozen")
+        renew = Lease.renew
+
+        def freeze(lease: Lease, **values: Any) -> None:
+            renew(lease, **values)
+            if connection.in_atomic_block:
+                crew.start("other")
+                wait_for(lambda: f"run {run.pk}" in crew.log("other").lower())
+
+        monkeypatch.setattr(Lease, "renew", freeze)
+        stage.use_stub(settings, "is slow")
+        frozen.serve(batch=True)
+        ended(run)
+        assert (run.attempt, run.worker) == (2, "")
+        assert_one_child_at_a_time(run)
 
 
 def test_a_long_write_of_somebody_else_takes_no_training_away(
