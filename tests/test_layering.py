@@ -11,12 +11,21 @@ GPU_STACK = {"torch", "transformers", "trl", "peft", "bitsandbytes", "datasets",
 FROM_THE_GPU_SIDE = {
     "training.rlhf",
     "training.rlhf.config",
+    "training.rlhf.methods",
+    "training.rlhf.method_settings",
     "training.rlhf.run_dir",
     "training.rlhf.starter",
     "training.rlhf.starter.world",
     "training.rlhf.starter.hidden_preference",
 }
-STANDARD_LIBRARY_ONLY = ["config", "run_dir", "starter/world", "starter/hidden_preference"]
+STANDARD_LIBRARY_ONLY = [
+    "config",
+    "methods",
+    "method_settings",
+    "run_dir",
+    "starter/world",
+    "starter/hidden_preference",
+]
 INTERFACES = {"views", "forms", "consumers", "admin", "management", "api", "api_urls", "urls", "routing"}
 
 

@@ -10,7 +10,8 @@ from labeling.models import Policy, PreferenceDataset, Project
 from training.ingredients import datasets_to_learn_from, reward_models, trained_policies
 from training.models import Artifact, Run
 from training.recipes import default_settings, merged
-from training.rlhf.config import ConfigError, RunConfig, Sampling, Training, Tuning
+from training.rlhf.config import ConfigError, RunConfig, Sampling, Training, Tuning, upgraded
+from training.rlhf.method_settings import Dpo
 
 KINDS = {"full": "All weights", "lora": "LoRA adapters"}  # of tuning
 TUNING = ("kind", "lora_rank", "lora_alpha", "lora_dropout")
@@ -22,7 +23,7 @@ FOLDED = (
     "max_grad_norm", "log_every", "save_every", "bf16", "gradient_checkpointing",
 )  # fmt: skip
 # As a refusal names settings: "epochs is 0.0: above 0", "'training.max_steps': too large".
-SETTING = re.compile(r"'?(?:(?:tuning|training|sampling)\.)?\b([a-z_]+)'?")
+SETTING = re.compile(r"'?(?:(?:tuning|training|sampling|dpo)\.)?\b([a-z_]+)'?")
 NAMED = re.compile(rf"{SETTING.pattern}(?: and {SETTING.pattern})?(?: is|:)")
 OF_DPO = ("beta", "sft_weight", "use_margin")
 
@@ -191,8 +192,7 @@ class RunForm(forms.Form):
             self.add_error(name, said)
 
     def _config(self, values: dict[str, Any]) -> dict[str, Any]:
-        names = (*FIRST, *FOLDED, *OF_DPO)
-        training = {name: values[name] for name in names if values.get(name) is not None}
+        training = {name: values[name] for name in (*FIRST, *FOLDED) if values.get(name) is not None}
         config = {
             "seed": values["seed"],
             "tuning": {name: values[name] for name in TUNING},
@@ -200,16 +200,23 @@ class RunForm(forms.Form):
         }
         if self.method == Run.Method.DPO:
             config["sampling"] = {name: values[name] for name in SAMPLING}
+            config["dpo"] = {name: values[name] for name in OF_DPO}
         return config
 
 
 def _flat(defaults: dict[str, Any]) -> dict[str, Any]:
     """Defaults of a recipe, completed by those of RunConfig, under the names of the form's fields."""
     whole = merged(
-        {"seed": 0, "tuning": vars(Tuning()), "training": vars(Training()), "sampling": vars(Sampling())},
-        defaults,
+        {
+            "seed": 0,
+            "tuning": vars(Tuning()),
+            "training": vars(Training()),
+            "sampling": vars(Sampling()),
+            "dpo": vars(Dpo()),
+        },
+        upgraded(defaults),
     )
-    return {"seed": whole["seed"], **whole["tuning"], **whole["training"], **{
+    return {"seed": whole["seed"], **whole["tuning"], **whole["training"], **whole["dpo"], **{
         name: whole["sampling"][name] for name in SAMPLING
     }}  # fmt: skip
 

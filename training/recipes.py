@@ -26,7 +26,6 @@ SMALL: dict[str, dict[str, Any]] = {
             "epochs": 2.0,
             "batch_size": 16,
             "max_length": 256,
-            "beta": 0.1,
             "group_by_length": True,
         },
         "sampling": {"batch_size": 256},  # a step costs hardly more for many rows than for few
@@ -54,7 +53,6 @@ USUAL: dict[str, dict[str, Any]] = {
             "gradient_accumulation": 8,
             "max_length": 1024,
             "gradient_checkpointing": True,
-            "beta": 0.1,
         },
     },
 }

@@ -218,7 +218,7 @@ def bare(run_dir: RunDir, config: RunConfig) -> Any:
     rows = load_dataset("json", data_files=str(run_dir.data / "pairs.train.jsonl"), split="train")
     if config.method == "reward_model":
         return RewardTrainer(model=config.model, args=RewardConfig(**settings), train_dataset=rows)
-    arguments = DPOConfig(**settings, beta=config.training.beta)
+    arguments = DPOConfig(**settings, beta=config.dpo.beta)
     return DPOTrainer(model=config.model, args=arguments, train_dataset=rows)
 
 

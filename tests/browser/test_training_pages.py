@@ -321,4 +321,4 @@ def test_a_manager_sends_a_run_from_the_form_to_its_check(
     page.get_by_role("button", name="Check the run").click()
     expect(page.get_by_role("heading", name="DPO")).to_be_visible()
     expect(page.get_by_text("Checking", exact=True)).to_be_visible()
-    assert Run.objects.get().config["training"]["beta"] == 0.2
+    assert Run.objects.get().config["dpo"]["beta"] == 0.2

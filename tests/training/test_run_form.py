@@ -36,7 +36,7 @@ def test_the_form_comes_with_settings_that_work(manager: Client, project: Projec
     assert answer.headers["Location"] == run.get_absolute_url()
     assert (run.method, run.state, run.dataset) == ("dpo", State.CHECKING, dataset)
     assert run.config["seed"] == 7
-    assert run.config["training"]["beta"] == 0.3
+    assert run.config["dpo"]["beta"] == 0.3
     assert run.policy == project.current_policy
     assert run.created_by and run.created_by.username == "mia"
     assert run.then_next_round and not run.start_when_ready
@@ -158,7 +158,11 @@ def test_another_method_keeps_the_dataset_of_the_link(manager: Client, project: 
 def test_a_refused_run_is_asked_for_again_with_its_settings_and_room_for_its_longest_row(
     manager: Client, run: Run, project: Project
 ) -> None:
-    config = run.config | {"seed": 5, "training": run.config["training"] | {"beta": 0.25, "max_length": 64}}
+    config = run.config | {
+        "seed": 5,
+        "dpo": run.config["dpo"] | {"beta": 0.25},
+        "training": run.config["training"] | {"max_length": 64},
+    }
     rows = {
         "pairs": {"train": {"kept": 1, "dropped": 9, "longest": 700}, "test": {"dropped": 0, "longest": 9}}
     }
@@ -168,7 +172,7 @@ def test_a_refused_run_is_asked_for_again_with_its_settings_and_room_for_its_lon
     assert link in page
     manager.post(link, settings_of(manager.get(link)))
     again = Run.objects.latest("pk")
-    assert (again.config["seed"], again.config["training"]["beta"]) == (5, 0.25)
+    assert (again.config["seed"], again.config["dpo"]["beta"]) == (5, 0.25)
     assert again.config["training"]["max_length"] == 700
     assert (again.dataset, again.policy, again.then_next_round) == (run.dataset, run.policy, False)
 

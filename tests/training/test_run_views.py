@@ -170,7 +170,7 @@ def test_a_running_run_has_a_bar_before_its_steps_are_counted(
 
 def test_settings_are_told_in_groups_and_in_the_words_of_the_form(manager: Client, run: Run) -> None:
     shown = dict(manager.get(run.get_absolute_url()).context["settings_shown"])
-    assert list(shown) == ["Training", "Tuning", "Sampling"]
+    assert list(shown) == ["Training", "DPO", "Tuning", "Sampling"]
     assert ("Steps between checkpoints", run.config["training"]["save_every"]) in shown["Training"]
     assert ("What is trained", "LoRA adapters") in shown["Tuning"]
     assert ("Batch size", run.config["sampling"]["batch_size"]) in shown["Sampling"]
@@ -182,7 +182,7 @@ def test_settings_that_a_method_does_not_read_are_not_told(
     reward = make_run(project, ann, Run.Method.REWARD_MODEL)
     shown = dict(manager.get(reward.get_absolute_url()).context["settings_shown"])
     assert list(shown) == ["Training", "Tuning"]
-    assert "Beta" not in dict(shown["Training"])
+    assert "Beta" not in dict(shown["Training"])  # a setting of DPO
     sampling = runs.queue_sampling(make_sampled_round(project))
     assert [name for name, _ in manager.get(sampling.get_absolute_url()).context["settings_shown"]] == [
         "Sampling"

@@ -26,12 +26,12 @@ State = Run.State
 
 def test_a_new_run_waits_for_its_check_with_a_whole_recipe(project: Project, ann: User, mia: User) -> None:
     run = stage.make_run(
-        project, ann, start_when_ready=False, created_by=mia, config={"training": {"beta": 0.3}, "seed": 5}
+        project, ann, start_when_ready=False, created_by=mia, config={"dpo": {"beta": 0.3}, "seed": 5}
     )
     config = RunConfig.from_json(run.config)
     assert run.state == State.CHECKING
     assert (config.method, config.model, config.seed) == ("dpo", "org/starter", 5)
-    assert config.training.beta == 0.3
+    assert config.dpo.beta == 0.3
     assert config.training.learning_rate != RunConfig(method="dpo", model="x").training.learning_rate
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from training.rlhf.config import ConfigError, RunConfig, Sampling, Training, Tuning
+from training.rlhf.method_settings import Dpo
 
 
 def test_a_recipe_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
@@ -16,7 +17,8 @@ def test_a_recipe_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
         seed=7,
         model="policies/one",
         tuning=Tuning(kind="lora", lora_rank=8),
-        training=Training(epochs=2, beta=0.3, bf16=True),
+        training=Training(epochs=2, bf16=True),
+        dpo=Dpo(beta=0.3),
         sampling=Sampling(temperature=0.7),
     )
     (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
@@ -27,6 +29,27 @@ def test_what_is_left_out_has_a_default() -> None:
     config = RunConfig.from_json({"method": "reward_model", "model": "here"})
     assert config.training == Training()
     assert config.tuning.kind == "full"
+
+
+def test_a_recipe_of_format_1_still_runs() -> None:
+    old = {"method": "dpo", "model": "here", "format": 1}
+    config = RunConfig.from_json(old | {"training": {"epochs": 3.0, "beta": 0.3, "use_margin": False}})
+    assert (config.training.epochs, config.dpo.beta, config.dpo.use_margin, config.format) == (
+        3,
+        0.3,
+        False,
+        2,
+    )
+    reward = RunConfig.from_json(
+        old | {"method": "reward_model", "training": {"beta": 0.3, "use_margin": False}}
+    )
+    assert reward.reward_learning.use_margin is False
+
+
+def test_only_the_section_of_its_own_method_is_written() -> None:
+    written = RunConfig(method="dpo", model="here").to_json()
+    assert {"dpo", "training", "tuning", "sampling"} <= set(written)
+    assert not {"ppo", "kto", "reward_learning"} & set(written)
 
 
 @pytest.mark.parametrize("bf16", [None, True, False])
@@ -43,14 +66,16 @@ def test_whether_to_compute_in_bf16_may_be_left_to_the_device(bf16: bool | None,
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"method": "ppo"}, "method is 'ppo'"),
+        ({"method": "trpo"}, "method is 'trpo'"),
+        ({"method": "ppo"}, "rewards: ppo needs at least one reward function"),
+        ({"dpo": {"beta": 0}}, "dpo.beta is 0"),
         ({"model": ""}, "model: name the folder"),
         ({"method": "sample"}, "policies"),
         ({"method": "sample", "policies": ["one"]}, "config.policies is ['one']: expected dict"),
         ({"method": "sample", "policies": {"one": 1}}, "policies.one is 1"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": True}, "config.seed is True: expected int"),
-        ({"format": 2}, "format is 2"),
+        ({"format": 3}, "format is 3"),
         ({"lr": 1}, "config.lr: no such setting"),
         ({"training": {"learning_rate": 0}}, "learning_rate is 0"),
         ({"training": {"learning_rate": "1e-4"}}, "training.learning_rate is '1e-4': expected float"),

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,24 @@ from training.rlhf import dpo, fitting, loading, recipe, tuning  # noqa: E402
 from training.rlhf.config import RunConfig, Training, Tuning  # noqa: E402
 from training.rlhf.data import read_for_dpo, read_pairs  # noqa: E402
 from training.rlhf.failures import Diverged, explain  # noqa: E402
+from training.rlhf.method_settings import Dpo  # noqa: E402
 from training.rlhf.run_dir import EXIT_CRASHED, ProgressWriter, RunDir  # noqa: E402
 
 Rows = list[dict[str, Any]]
+OWN = [item.name for item in fields(Dpo)]
 
 
 def make_config(policy: Path, *, lora: bool = False, lora_dropout: float = 0.0, **training: Any) -> RunConfig:
     fixed = {"batch_size": 4, "learning_rate": 1e-3, "log_every": 1, "warmup_ratio": 0.0}
+    own = {name: training.pop(name) for name in OWN if name in training}
     tuned = Tuning(kind="lora", lora_rank=4, lora_dropout=lora_dropout) if lora else Tuning()
     return RunConfig(
-        method="dpo", seed=7, model=str(policy), tuning=tuned, training=Training(**(fixed | training))
+        method="dpo",
+        seed=7,
+        model=str(policy),
+        tuning=tuned,
+        training=Training(**(fixed | training)),
+        dpo=Dpo(**own),
     )
 
 
@@ -62,7 +71,7 @@ def trl_losses(rows: Rows, config: RunConfig, folder: Path, **arguments: Any) ->
     columns = ("prompt", "chosen", "rejected")
     trainer = DPOTrainer(
         model=loading.load_policy(config.model),
-        args=DPOConfig(**settings, beta=config.training.beta, save_strategy="no", **arguments),
+        args=DPOConfig(**settings, beta=config.dpo.beta, save_strategy="no", **arguments),
         train_dataset=Dataset.from_list([{name: row[name] for name in columns} for row in rows]),
         processing_class=loading.load_tokenizer(config.model),
         peft_config=tuning.lora(config, task="CAUSAL_LM"),

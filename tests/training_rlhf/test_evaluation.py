@@ -13,8 +13,9 @@ import torch
 
 from tests.training_rlhf.conftest import pair_row, save_tiny_policy
 from training.rlhf import evaluation, figures, held_out, loading, progress, scoring
-from training.rlhf.config import RunConfig, Sampling, Training
+from training.rlhf.config import RunConfig, Sampling
 from training.rlhf.failures import Refused
+from training.rlhf.method_settings import RewardLearning
 from training.rlhf.model_files import causal_config
 from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl
 
@@ -235,7 +236,9 @@ def test_figures_of_a_model_that_was_trained_with_margins_say_so(reward_model: P
     run_dir.model.symlink_to(reward_model)
     for use_margin in (True, False):
         config = RunConfig(
-            method="reward_model", model=str(reward_model), training=Training(use_margin=use_margin)
+            method="reward_model",
+            model=str(reward_model),
+            reward_learning=RewardLearning(use_margin=use_margin),
         )
         found = evaluation.evaluate_reward_model(run_dir, config, ProgressWriter(run_dir))
         assert bool(found["calibration_note"]) == use_margin

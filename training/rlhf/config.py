@@ -7,23 +7,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-FORMAT = 1
+from training.rlhf.method_settings import (
+    ConfigError,
+    Dpo,
+    Grpo,
+    Kto,
+    Ppo,
+    RejectionSampling,
+    RewardFunction,
+    RewardLearning,
+    Rloo,
+)
+from training.rlhf.method_settings import check as _check
+from training.rlhf.methods import METHODS
 
-Method = Literal["reward_model", "dpo", "sample"]
-METHODS: tuple[Method, ...] = ("reward_model", "dpo", "sample")
+__all__ = ["FORMAT", "HUB_ID", "ConfigError", "RunConfig", "Sampling", "Training", "Tuning", "upgraded"]
 
-
-class ConfigError(ValueError):
-    """A recipe that cannot be run; the message says which setting, and what it may be."""
-
+FORMAT = 2
 
 # Left to the process that trains, which decides by its device before anybody reads it (__main__.settled).
 _BY_DEVICE: Any = None
-
-
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise ConfigError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +64,6 @@ class Training:
     group_by_length: bool = False  # batches of rows of like length: less padding, another order
     log_every: int = 5  # steps
     save_every: int = 50  # steps
-    # DPO
-    beta: float = 0.1
-    sft_weight: float = 0.0  # weight of a negative log-likelihood term on the chosen completion
-    use_margin: bool = True  # subtract the strength margin inside the sigmoid
 
     def __post_init__(self) -> None:
         _check(0 < self.learning_rate < 1, f"learning_rate is {self.learning_rate}: above 0, below 1")
@@ -82,8 +81,6 @@ class Training:
             8 <= self.max_length <= 1_000_000, f"max_length is {self.max_length}: from 8 to 1,000,000 tokens"
         )
         _check(self.log_every >= 1 and self.save_every >= 1, "log_every and save_every: at least 1 step")
-        _check(0 < self.beta <= 10, f"beta is {self.beta}: above 0, at most 10")
-        _check(0 <= self.sft_weight <= 10, f"sft_weight is {self.sft_weight}: from 0 to 10")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,19 +103,28 @@ class Sampling:
 class RunConfig:
     """One run. `model` and the values of `policies` are folders or hub ids.
 
-    reward_model, dpo: train on `data/`, from `model`, evaluate on `data/*.test.jsonl`.
-        dpo compares with `model` itself as reference; with `reward_model` (a folder) it reports win rates.
+    Methods that train (training.rlhf.methods): learn from `data/`, starting from `model`, and evaluate on
+        `data/*.test.jsonl`; a policy is compared with `model` itself as reference, and with `reward_model`
+        (a folder) win rates are reported. Online methods learn from `rewards`.
     sample: write `completions.jsonl` for `data/requests.jsonl` with `policies` {name in requests: location}.
     """
 
-    method: Method
+    method: str
     seed: int = 0
     model: str = ""
     reward_model: str = ""
     policies: dict[str, str] = field(default_factory=dict)
+    rewards: tuple[RewardFunction, ...] = ()
     tuning: Tuning = field(default_factory=Tuning)
     training: Training = field(default_factory=Training)
     sampling: Sampling = field(default_factory=Sampling)
+    reward_learning: RewardLearning = field(default_factory=RewardLearning)
+    dpo: Dpo = field(default_factory=Dpo)
+    kto: Kto = field(default_factory=Kto)
+    ppo: Ppo = field(default_factory=Ppo)
+    rloo: Rloo = field(default_factory=Rloo)
+    grpo: Grpo = field(default_factory=Grpo)
+    rejection_sampling: RejectionSampling = field(default_factory=RejectionSampling)
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -129,24 +135,66 @@ class RunConfig:
             _check(bool(self.policies), "policies: a sampling run needs at least one")
             for name, location in self.policies.items():
                 _check(isinstance(location, str), f"policies.{name} is {location!r}: a folder or hub id")
-        else:
-            _check(bool(self.model), "model: name the folder or hub id to start from")
+            return
+        _check(bool(self.model), "model: name the folder or hub id to start from")
+        if METHODS[self.method].is_online:
+            _check(bool(self.rewards), f"rewards: {self.method} needs at least one reward function")
+            names = [reward.name for reward in self.rewards]
+            _check(len(set(names)) == len(names), "rewards: each needs a name of its own")
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """What config.json holds: of the methods' own sections, only that of this method."""
+        kept = METHODS[self.method].section
+        whole = dataclasses.asdict(self)
+        return {name: value for name, value in whole.items() if name == kept or name not in _OWN_SECTIONS}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "RunConfig":
         """Build from parsed JSON. Raises ConfigError for unknown names, wrong types and refused values."""
         _check(isinstance(data, dict), "config: expected an object")
-        sections = {"tuning": Tuning, "training": Training, "sampling": Sampling}
-        values = {name: _section(sections[name], value, name) if name in sections else value
-                  for name, value in data.items()}  # fmt: skip
+        values = upgraded(data)
+        for name, kind in _SECTIONS.items():
+            if name in values:
+                values[name] = _section(kind, values[name], name)
+        if "rewards" in values:
+            listed = values["rewards"]
+            _check(isinstance(listed, list | tuple), "rewards: expected a list")
+            values["rewards"] = tuple(
+                _section(RewardFunction, one, f"rewards.{number}") for number, one in enumerate(listed)
+            )
         return _section(cls, values, "config")
 
     @classmethod
     def load(cls, path: Path) -> "RunConfig":
         return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+_SECTIONS: dict[str, Any] = {
+    item.name: item.default_factory
+    for item in dataclasses.fields(RunConfig)
+    if dataclasses.is_dataclass(item.default_factory)
+}
+_OWN_SECTIONS = {method.section for method in METHODS.values() if method.section}
+# Settings that lay in `training` while there were two methods, and where they went.
+_MOVED: dict[str, dict[str, tuple[str, ...]]] = {
+    "dpo": {"dpo": ("beta", "sft_weight", "use_margin")},
+    "reward_model": {"reward_learning": ("use_margin",)},
+}
+
+
+def upgraded(data: dict[str, Any]) -> dict[str, Any]:
+    """A recipe of format 1, or without a format, as one of this format. Changes nothing in place."""
+    moved = _MOVED.get(str(data.get("method")), {})
+    training = data.get("training")
+    if data.get("format", 1) != 1 or not isinstance(training, dict):
+        return dict(data)
+    values = {**data, "format": FORMAT}
+    for section, names in moved.items():
+        found = {name: training[name] for name in names if name in training}
+        given = data.get(section, {})
+        values[section] = {**found, **given} if isinstance(given, dict) else given
+    gone = {"beta", "sft_weight", "use_margin"} if moved or data.get("format") == 1 else set()
+    return {**values, "training": {name: value for name, value in training.items() if name not in gone}}
 
 
 _TYPES: dict[Any, tuple[type, ...]] = {
@@ -155,6 +203,7 @@ _TYPES: dict[Any, tuple[type, ...]] = {
     bool: (bool,),
     str: (str,),
     dict[str, str]: (dict,),
+    dict[str, Any]: (dict,),
 }
 
 

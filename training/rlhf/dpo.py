@@ -157,18 +157,18 @@ def make_trainer(
     training = config.training
     arguments = DPOConfig(
         **settings(training, seed=config.seed, output_dir=run_dir.checkpoints),
-        beta=training.beta,
+        beta=config.dpo.beta,
         max_length=None,
         precompute_ref_log_probs=True,
         remove_unused_columns=False,  # none is unused, and TRL does not know all
     )
     without_dropout(model)
     trainer = PairTrainer(
-        sft_weight=training.sft_weight,
+        sft_weight=config.dpo.sft_weight,
         model=model,
         args=arguments,
-        train_dataset=tokenized(train, tokenizer, use_margin=training.use_margin),
-        eval_dataset=tokenized(test, tokenizer, use_margin=training.use_margin) if test else None,
+        train_dataset=tokenized(train, tokenizer, use_margin=config.dpo.use_margin),
+        eval_dataset=tokenized(test, tokenizer, use_margin=config.dpo.use_margin) if test else None,
         processing_class=tokenizer,
         data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id),
         peft_config=lora(config, task="CAUSAL_LM"),

@@ -99,7 +99,7 @@ def evaluate_reward_model(run_dir: RunDir, config: RunConfig, progress: Progress
     scores = scoring.reward_scores(model, tokenizer, conversations, batch_size=config.training.batch_size)
     found = figures.reward_figures(elements, scores)
     margins = any(comparison.margin for element in elements for comparison in element.comparisons)
-    found["calibration_note"] = MARGIN_NOTE if margins and config.training.use_margin else ""
+    found["calibration_note"] = MARGIN_NOTE if margins and config.reward_learning.use_margin else ""
     write_json(run_dir.evaluation, found)
     report(progress, {"eval_accuracy": found["accuracy"], "ece": found["ece"]}, message="Evaluated")
     return found

@@ -1,6 +1,6 @@
-"""The settings that belong to one method each: sections of a recipe (config.json). Standard library only.
+"""The settings that belong to one method each: sections of a recipe. Standard library only.
 
-What all methods share (rate, batch, length, precision) is in training.rlhf.config.Training, what is trained of
+What all methods share (rate, batch, length) is in training.rlhf.config.Training, what is trained of
 a model in Tuning, and how a policy writes in Sampling; online methods draw their completions by the latter.
 """
 
@@ -179,7 +179,7 @@ REWARD_KINDS = ("model", "length", "regex", "forbidden", "python", "judge")
 
 @dataclass(frozen=True, kw_only=True)
 class RewardFunction:
-    """A named reward, a number for a completion; a run's reward is the weighted sum (training.rlhf.rewards)."""
+    """A named number for a completion; a run's reward is the weighted sum (training.rlhf.rewards)."""
 
     name: str
     kind: Literal["model", "length", "regex", "forbidden", "python", "judge"]

@@ -1,4 +1,4 @@
-"""Every method of a run, and what it takes and makes: one table that both sides read. Standard library only."""
+"""Every method of a run, what it takes and what it makes, in one table. Standard library only."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -133,8 +133,10 @@ def make_trainer(
     trainer = ComparisonTrainer(
         model=model,
         args=arguments,
-        train_dataset=tokenized(train, tokenizer, use_margin=training.use_margin),
-        eval_dataset=tokenized(test, tokenizer, use_margin=training.use_margin) if test else None,
+        train_dataset=tokenized(train, tokenizer, use_margin=config.reward_learning.use_margin),
+        eval_dataset=tokenized(test, tokenizer, use_margin=config.reward_learning.use_margin)
+        if test
+        else None,
         processing_class=tokenizer,
         data_collator=ElementCollator(pad_token_id=int(tokenizer.pad_token_id)),
         peft_config=lora(config, task="SEQ_CLS"),

@@ -4,8 +4,9 @@ from typing import Any
 
 from training.forms import KINDS, RunForm
 from training.models import Run
+from training.rlhf.config import upgraded
 
-GROUPS = {"training": "Training", "tuning": "Tuning", "sampling": "Sampling"}
+GROUPS = {"training": "Training", "dpo": "DPO", "tuning": "Tuning", "sampling": "Sampling"}
 WORDS = {
     "kind": "What is trained",
     "top_p": "Top p",
@@ -16,13 +17,14 @@ WORDS = {
 
 def settings_in_words(run: Run) -> list[tuple[str, list[tuple[str, Any]]]]:
     """The groups that this method reads, each with its settings."""
+    config = upgraded(run.config)
     return [
         (
             GROUPS[group],
-            [(_label(name), _value(name, value)) for name, value in section.items() if _counts(run, name)],
+            [(_label(name), _value(name, value)) for name, value in section.items()],
         )
         for group in _groups(run)
-        if (section := run.config.get(group))
+        if (section := config.get(group))
     ]
 
 
@@ -33,10 +35,6 @@ def _groups(run: Run) -> list[str]:
         Run.Method.REWARD_MODEL: {"sampling"},
     }
     return [group for group in GROUPS if group not in unread.get(Run.Method(run.method), set())]
-
-
-def _counts(run: Run, name: str) -> bool:
-    return run.method == Run.Method.DPO or name not in ("beta", "sft_weight")
 
 
 def _label(name: str) -> str:
