@@ -8,17 +8,33 @@ EOS teaches a model not to stop. Standard library only; tokens come from trainin
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from training.rlhf.failures import Refused
+from training.rlhf.door import Message, Place, messages_of, number_of, rows_in, turns_of, weight_of
 from training.rlhf.run_dir import RunDir
 
-Message = dict[str, str]
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
+
+
+class Row(Protocol):
+    """A row of any table: what a batch counts as one."""
+
+    @property
+    def table(self) -> str: ...
+
+    @property
+    def line(self) -> int: ...
+
+    def conversations(self) -> list[list[Message]]:
+        """All that is read of it at once; none may be over the limit of a run."""
+        ...
+
+
+R = TypeVar("R", bound=Row)
 
 
 class Comparison(NamedTuple):
@@ -49,15 +65,18 @@ class Element:
     def conversation(self, number: int) -> list[Message]:
         return [*self.prompt, *self.completions[number]]
 
+    def conversations(self) -> list[list[Message]]:
+        return [self.conversation(number) for number in range(len(self.completions))]
+
 
 def read_pairs(path: Path) -> list[Element]:
     """Rows of `pairs`. Raises Refused, with file and line, for the first row that is not one."""
-    return [_pair(row, _Place(path, line)) for line, row in _rows(path)]
+    return [_pair(row, Place(path, line)) for line, row in rows_in(path)]
 
 
 def read_rankings(path: Path) -> list[Element]:
     """Rows of `rankings`, each with its C(K, 2) comparisons, each at weight 1/C(K, 2)."""
-    return [_ranking(row, _Place(path, line)) for line, row in _rows(path)]
+    return [_ranking(row, Place(path, line)) for line, row in rows_in(path)]
 
 
 def read_for_dpo(run_dir: RunDir, split: Split) -> list[Element]:
@@ -96,21 +115,22 @@ def _unordered(element: Element, one: int, other: int) -> str:
     return json.dumps([element.prompt, *texts], sort_keys=True)
 
 
-class Fitting(NamedTuple):
+@dataclass(frozen=True)
+class Fitting(Generic[R]):
     """What is left of a table once rows over the limit are gone."""
 
-    elements: list[Element]
+    elements: list[R]
     dropped: int
     longest: int  # tokens of the longest conversation, dropped ones included
 
 
 def drop_too_long(
-    elements: Iterable[Element], *, limit: int, count_tokens: Callable[[list[Message]], int]
-) -> Fitting:
+    elements: Iterable[R], *, limit: int, count_tokens: Callable[[list[Message]], int]
+) -> Fitting[R]:
     """Keep the rows whose every conversation has at most `limit` tokens."""
     kept, dropped, longest = [], 0, 0
     for element in elements:
-        length = max(count_tokens(element.conversation(n)) for n in range(len(element.completions)))
+        length = max(map(count_tokens, element.conversations()))
         longest = max(longest, length)
         if length <= limit:
             kept.append(element)
@@ -119,49 +139,22 @@ def drop_too_long(
     return Fitting(kept, dropped, longest)
 
 
-class _Place(NamedTuple):
-    path: Path
-    line: int
-
-    def check(self, holds: bool, what: str) -> None:
-        if not holds:
-            raise Refused(
-                what, f"{self.path.name}, line {self.line}", "Correct the row, or freeze the dataset again."
-            )
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    if not path.exists():
-        return
-    with open(path, "rb") as file:
-        for line, raw in enumerate(file, start=1):
-            if not raw.strip():
-                continue
-            place = _Place(path, line)
-            try:
-                row = json.loads(raw)
-            except ValueError as error:  # UnicodeDecodeError is one too
-                place.check(False, f"This is not JSON: {error}.")
-            place.check(isinstance(row, dict), "Expected an object with the row's columns.")
-            yield line, row
-
-
-def _pair(row: dict[str, Any], place: _Place) -> Element:
+def _pair(row: dict[str, Any], place: Place) -> Element:
     strength = row.get("strength")
     place.check(strength is None or isinstance(strength, int), f"strength is {strength!r}: a whole number.")
-    p = _number(row, "p", place, default=1.0)
+    p = number_of(row, "p", place, default=1.0)
     place.check(0 <= p <= 1, f"p is {p}: a probability is from 0 to 1.")
     return Element(
         table="pairs",
         line=place.line,
-        prompt=_messages(row, "prompt", place),
-        completions=[_messages(row, "chosen", place), _messages(row, "rejected", place)],
+        prompt=messages_of(row, "prompt", place),
+        completions=[messages_of(row, "chosen", place), messages_of(row, "rejected", place)],
         comparisons=[
             Comparison(
                 chosen=0,
                 rejected=1,
-                margin=_number(row, "margin", place, default=0.0),
-                weight=_weight(row, place),
+                margin=number_of(row, "margin", place, default=0.0),
+                weight=weight_of(row, place),
                 p=p,
             )
         ],
@@ -169,7 +162,7 @@ def _pair(row: dict[str, Any], place: _Place) -> Element:
     )
 
 
-def _ranking(row: dict[str, Any], place: _Place) -> Element:
+def _ranking(row: dict[str, Any], place: Place) -> Element:
     completions = row.get("completions")
     ranks = row.get("ranks")
     place.check(
@@ -182,12 +175,12 @@ def _ranking(row: dict[str, Any], place: _Place) -> Element:
     assert isinstance(completions, list) and isinstance(ranks, list)
     place.check(len(ranks) == len(completions), f"{len(completions)} completions have {len(ranks)} ranks.")
     count = math.comb(len(ranks), 2)
-    weight = _weight(row, place)
+    weight = weight_of(row, place)
     return Element(
         table="rankings",
         line=place.line,
-        prompt=_messages(row, "prompt", place),
-        completions=[_turns(turns, "completions", place) for turns in completions],
+        prompt=messages_of(row, "prompt", place),
+        completions=[turns_of(turns, "completions", place) for turns in completions],
         comparisons=[
             Comparison(chosen=better, rejected=other, margin=0.0, weight=weight / count, p=p)
             for better, other, p in ranking_comparisons(ranks)
@@ -207,33 +200,3 @@ def ranking_comparisons(ranks: list[int]) -> list[tuple[int, int, float]]:
             better, other = (left, right) if ranks[left] <= ranks[right] else (right, left)
             comparisons.append((better, other, 0.5 if ranks[left] == ranks[right] else 1.0))
     return comparisons
-
-
-def _messages(row: dict[str, Any], column: str, place: _Place) -> list[Message]:
-    place.check(column in row, f"The column {column} is missing.")
-    return _turns(row[column], column, place)
-
-
-def _turns(turns: Any, column: str, place: _Place) -> list[Message]:
-    place.check(isinstance(turns, list) and bool(turns), f"{column}: a list of messages, at least one.")
-    for turn in turns:
-        whole = (
-            isinstance(turn, dict)
-            and isinstance(turn.get("role"), str)
-            and isinstance(turn.get("content"), str)
-        )
-        place.check(whole, f"{column}: each message has a role and a content, both text.")
-    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
-
-
-def _number(row: dict[str, Any], column: str, place: _Place, *, default: float) -> float:
-    value = row.get(column, default)
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    place.check(fits, f"{column} is {value!r}: a number.")
-    return float(value)
-
-
-def _weight(row: dict[str, Any], place: _Place) -> float:
-    weight = _number(row, "weight", place, default=1.0)
-    place.check(weight > 0, f"weight is {weight}: above 0.")
-    return weight

@@ -16,7 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from training.rlhf import held_out
 from training.rlhf.config import RunConfig
-from training.rlhf.data import Element, Message
+from training.rlhf.data import Element
+from training.rlhf.door import Message
 from training.rlhf.held_out import HeldOut
 from training.rlhf.model_files import positions
 

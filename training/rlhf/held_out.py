@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from training.rlhf import rendering
 from training.rlhf.config import RunConfig
-from training.rlhf.data import Message
+from training.rlhf.door import Message
 from training.rlhf.failures import Refused
 from training.rlhf.model_files import positions
 from training.rlhf.run_dir import RunDir, read_jsonl

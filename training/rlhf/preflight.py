@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from training.rlhf import estimate, failures, held_out, loading, rendering, row_checks, sampling
 from training.rlhf.config import RunConfig
-from training.rlhf.data import Message
+from training.rlhf.door import Message
 from training.rlhf.held_out import HeldOut
 from training.rlhf.model_files import causal_config, positions
 from training.rlhf.progress import Cancelled

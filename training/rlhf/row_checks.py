@@ -9,13 +9,13 @@ from training.rlhf.data import (
     SPLITS,
     Element,
     Fitting,
-    Message,
     Split,
     drop_too_long,
     read_pairs,
     read_rankings,
     without_pairs_of,
 )
+from training.rlhf.door import Message
 from training.rlhf.held_out import HeldOut
 from training.rlhf.run_dir import RunDir, RunError
 
