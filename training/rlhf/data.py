@@ -29,6 +29,9 @@ class Row(Protocol):
     @property
     def line(self) -> int: ...
 
+    @property
+    def prompt(self) -> list[Message]: ...
+
     def conversations(self) -> list[list[Message]]:
         """All that is read of it at once; none may be over the limit of a run."""
         ...

@@ -21,7 +21,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
 from training.rlhf import rendering
 from training.rlhf.config import RunConfig
-from training.rlhf.data import Element
+from training.rlhf.data import Element, Split, read_pairs
 from training.rlhf.fitting import Checkpointed, settings
 from training.rlhf.preference_loss import (
     comparison_loss,
@@ -30,10 +30,20 @@ from training.rlhf.preference_loss import (
     negative_log_likelihood,
     share_above,
 )
-from training.rlhf.run_dir import RunDir
+from training.rlhf.row_checks import comparison_errors
+from training.rlhf.run_dir import RunDir, RunError
 from training.rlhf.tuning import lora, make_ready, without_dropout
 
+WHILE_MADE = "Computing the reference's log-probabilities"
 _SAID = ("margin", "weight", "p")  # what people said about a pair, beside its tokens
+
+
+def tables(run_dir: RunDir, config: RunConfig, split: Split) -> dict[str, list[Element]]:
+    return {"pairs": read_pairs(run_dir.data / f"pairs.{split}.jsonl")}
+
+
+def errors(train: list[Element], *, config: RunConfig, where: str) -> list[RunError]:
+    return comparison_errors(train, where=where)
 
 
 def tokenized(elements: list[Element], tokenizer: PreTrainedTokenizerBase, *, use_margin: bool) -> Dataset:

@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from training.rlhf import held_out
+from training.rlhf import held_out, learners
 from training.rlhf.config import RunConfig
-from training.rlhf.data import Element
+from training.rlhf.data import Row
 from training.rlhf.door import Message
 from training.rlhf.held_out import HeldOut
 from training.rlhf.model_files import positions
@@ -41,8 +41,8 @@ def length_limit(config: RunConfig, model_config: PretrainedConfig) -> int:
 def of(
     config: RunConfig,
     model_config: PretrainedConfig,
-    train: list[Element],
-    test: list[Element],
+    train: list[Row],
+    test: list[Row],
     prompts: HeldOut | None,
     *,
     count_tokens: Callable[[list[Message]], int],
@@ -50,8 +50,7 @@ def of(
     """Steps, memory and time of a run over these rows, its evaluation included."""
     parameters, adapter = _parameters(config, model_config)
     lengths, unseen = (
-        [[count_tokens(one.conversation(n)) for n in range(len(one.completions))] for one in elements]
-        for elements in (train, test)
+        [[count_tokens(one) for one in row.conversations()] for row in rows] for rows in (train, test)
     )
     steps = _steps(config, rows=len(train))
     training = config.training
@@ -131,6 +130,9 @@ def _steps(config: RunConfig, *, rows: int) -> int:
     training = config.training
     if training.max_steps > 0:
         return training.max_steps
+    counted = learners.steps_of(config, rows=rows)
+    if counted is not None:
+        return ceil(counted * training.epochs)
     batches = ceil(rows / training.batch_size)
     per_epoch = max(1, ceil(batches / training.gradient_accumulation))
     return ceil(per_epoch * training.epochs)

@@ -9,11 +9,12 @@ import datasets
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from training.rlhf import dpo, evaluation, fitting, loading, rendering, reward_model, scoring
+from training.rlhf import evaluation, fitting, learners, loading, rendering, scoring
 from training.rlhf.config import RunConfig
-from training.rlhf.data import SPLITS, Fitting, Split, drop_too_long, read_for_dpo, read_for_reward_model
+from training.rlhf.data import SPLITS, Fitting, Row, Split, drop_too_long
 from training.rlhf.estimate import length_limit
 from training.rlhf.failures import Refused
+from training.rlhf.methods import METHODS
 from training.rlhf.progress import Cancelled, report
 from training.rlhf.run_dir import ProgressWriter, RunDir
 from training.rlhf.tuning import loaded_dtype
@@ -23,9 +24,13 @@ datasets.disable_progress_bars()
 
 def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[str, Any]:
     """Train, and leave model/. Goes on from the last checkpoint. Returns what result.json says about it."""
+    by_itself = learners.train_by_itself(run_dir, config, progress)
+    if by_itself is not None:
+        return by_itself
+    makes_policy = METHODS[config.method].makes == "policy"
     tokenizer = loading.load_tokenizer(config.model)
     progress.write("Loading the model")
-    if config.method == "dpo":
+    if makes_policy:
         model = loading.load_policy(config.model, dtype=loaded_dtype(config))
     else:
         model = loading.load_reward_base(config.model, seed=config.seed, dtype=loaded_dtype(config))
@@ -38,14 +43,13 @@ def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[
         raise Refused(
             f"No row is left to train on; {rows['train'].dropped} are longer than {limit} tokens.",
             str(run_dir.data),
-            "Raise max_length, or freeze a dataset that holds comparisons.",
+            f"Raise max_length, or freeze a dataset to learn from: {METHODS[config.method].learns_from}",
         )
     progress.write(f"{len(rows['train'].elements)} rows to learn from, {rows['train'].dropped} too long")
 
-    if config.method == "dpo":
-        progress.write("Computing the reference's log-probabilities")
-    method = dpo if config.method == "dpo" else reward_model
-    trainer = method.make_trainer(
+    if words := learners.opening_words(config.method):
+        progress.write(words)
+    trainer = learners.learner(config.method).make_trainer(
         model=model,
         tokenizer=tokenizer,
         train=rows["train"].elements,
@@ -66,7 +70,7 @@ def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[
     del trainer, model
     gc.collect()
     torch.cuda.empty_cache()
-    if config.method == "reward_model":  # as it was stored, which may be rounded
+    if not makes_policy:  # as it was stored, which may be rounded
         scoring.write_canaries(*loading.load_reward_model(run_dir.model), folder=run_dir.model)
     return {
         "rows": {
@@ -81,11 +85,11 @@ def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[
 
 def fitting_rows(
     run_dir: RunDir, config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, split: Split, limit: int
-) -> Fitting:
+) -> Fitting[Row]:
     """Rows of a split that the method learns from, without those over the limit."""
-    read = read_for_dpo if config.method == "dpo" else read_for_reward_model
+    tables = learners.learner(config.method).tables(run_dir, config, split)
     return drop_too_long(
-        read(run_dir, split),
+        [row for rows in tables.values() for row in rows],
         limit=limit,
         count_tokens=lambda messages: len(rendering.conversation_ids(tokenizer, messages)),
     )
@@ -97,7 +101,7 @@ def evaluate(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> di
     The model is whole, so it comes home also when its evaluation fails: the error is in place of the figures.
     """
     try:
-        if config.method == "dpo":
+        if METHODS[config.method].makes == "policy":
             return evaluation.evaluate_policy(run_dir, config, progress)
         return evaluation.evaluate_reward_model(run_dir, config, progress)
     except Cancelled:

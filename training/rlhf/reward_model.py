@@ -20,11 +20,23 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from training.rlhf import rendering, scoring
 from training.rlhf.config import RunConfig
-from training.rlhf.data import Comparison, Element
+from training.rlhf.data import Comparison, Element, Split, read_pairs, read_rankings, without_pairs_of
 from training.rlhf.fitting import Checkpointed, settings
 from training.rlhf.preference_loss import comparison_loss, mean_over_elements, share_above
-from training.rlhf.run_dir import RunDir
+from training.rlhf.row_checks import comparison_errors
+from training.rlhf.run_dir import RunDir, RunError
 from training.rlhf.tuning import lora, make_ready, without_dropout
+
+
+def tables(run_dir: RunDir, config: RunConfig, split: Split) -> dict[str, list[Element]]:
+    """A dataset lists the pairs of its rankings as pairs too: those are read once, as rankings."""
+    pairs = read_pairs(run_dir.data / f"pairs.{split}.jsonl")
+    rankings = read_rankings(run_dir.data / f"rankings.{split}.jsonl")
+    return {"pairs": without_pairs_of(rankings, pairs), "rankings": rankings}
+
+
+def errors(train: list[Element], *, config: RunConfig, where: str) -> list[RunError]:
+    return comparison_errors(train, where=where)
 
 
 def tokenized(elements: list[Element], tokenizer: PreTrainedTokenizerBase, *, use_margin: bool) -> Dataset:
