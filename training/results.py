@@ -173,3 +173,16 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: None)
     except (OSError, ValueError) as error:
         raise ResultsRefused(f"{path.name} cannot be read: {error}.") from error
+
+
+def number_in(data: Any, *path: str) -> float | None:
+    """The number at the end of a path of keys; None where there is none.
+
+    >>> number_in({"4": {"pairs": 12}}, "4", "pairs"), number_in({}, "kl"), number_in({"ok": True}, "ok")
+    (12, None, None)
+    """
+    for key in path:
+        if not isinstance(data, dict):
+            return None
+        data = data.get(key)
+    return data if isinstance(data, int | float) and not isinstance(data, bool) else None

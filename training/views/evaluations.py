@@ -14,21 +14,9 @@ from labeling.datasets import held_out_judgements
 from labeling.models import PreferenceDataset
 from training.charts import Bin, Chart, calibration_chart, grouped_bars
 from training.models import Run
+from training.results import number_in
 
 STRENGTHS = {1: "slightly", 2: "somewhat", 3: "clearly", 4: "far"}  # better; as raters read them
-
-
-def number_in(data: Any, *path: str) -> float | None:
-    """The number at the end of a path of keys; None where there is none.
-
-    >>> number_in({"4": {"pairs": 12}}, "4", "pairs"), number_in({}, "kl"), number_in({"ok": True}, "ok")
-    (12, None, None)
-    """
-    for key in path:
-        if not isinstance(data, dict):
-            return None
-        data = data.get(key)
-    return data if isinstance(data, int | float) and not isinstance(data, bool) else None
 
 
 @dataclass(frozen=True, kw_only=True)
