@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from training.rlhf.method_settings import (
     ConfigError,
+    Distillation,
     Dpo,
     Grpo,
     Kto,
@@ -125,6 +126,7 @@ class RunConfig:
     rloo: Rloo = field(default_factory=Rloo)
     grpo: Grpo = field(default_factory=Grpo)
     rejection_sampling: RejectionSampling = field(default_factory=RejectionSampling)
+    distillation: Distillation = field(default_factory=Distillation)
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -137,6 +139,9 @@ class RunConfig:
                 _check(isinstance(location, str), f"policies.{name} is {location!r}: a folder or hub id")
             return
         _check(bool(self.model), "model: name the folder or hub id to start from")
+        if self.method == "distillation":
+            taught = self.distillation.teacher or self.distillation.system_prompt
+            _check(bool(taught), "distillation.teacher and system_prompt: at least one of them")
         if METHODS[self.method].is_online:
             _check(bool(self.rewards), f"rewards: {self.method} needs at least one reward function")
             names = [reward.name for reward in self.rewards]

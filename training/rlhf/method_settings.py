@@ -174,6 +174,20 @@ class RejectionSampling:
         check_range("rejection_sampling.completions_per_prompt", self.completions_per_prompt, 2, 1024)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Learning from a teacher (2306.13649), or from oneself under a system prompt (2112.00861)."""
+
+    teacher: str = ""  # a folder or hub id; empty: the policy itself, as it is at the start
+    system_prompt: str = ""  # the teacher reads it before every prompt, the student does without
+    on_policy: float = 0.5  # share of the batches that the student writes itself
+    divergence: float = 0.5  # 0: KL(teacher || student), 1: KL(student || teacher), between: Jensen-Shannon
+
+    def __post_init__(self) -> None:
+        check_range("distillation.on_policy", self.on_policy, 0, 1)
+        check_range("distillation.divergence", self.divergence, 0, 1)
+
+
 REWARD_KINDS = ("model", "length", "regex", "forbidden", "python", "judge")
 
 
