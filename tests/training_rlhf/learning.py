@@ -3,6 +3,7 @@
 import importlib
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,9 @@ def trainer_for(config: RunConfig, run_dir: RunDir) -> Any:
     )
 
 
-def learn(config: RunConfig, run_dir: RunDir) -> Any:
-    trainer = trainer_for(config, run_dir)
+def learn(config: RunConfig, run_dir: RunDir, *, fresh: Callable[[], Any] | None = None) -> Any:
+    """Train from the last checkpoint, or the start, with `fresh()` or the method's trainer."""
+    trainer = fresh() if fresh else trainer_for(config, run_dir)
     fitting.fit(trainer, run_dir=run_dir, progress=ProgressWriter(run_dir))
     return trainer
 
@@ -70,15 +72,17 @@ def trl_settings(config: RunConfig, folder: Path) -> dict[str, Any]:
     }
 
 
-def assert_resumes_bit_exactly(config: RunConfig, run_dir: RunDir) -> None:
+def assert_resumes_bit_exactly(
+    config: RunConfig, run_dir: RunDir, *, fresh: Callable[[], Any] | None = None
+) -> None:
     """Train through; then again from the checkpoint before the last one. The recipe saves two or more."""
-    through = _weights(learn(config, run_dir))
+    through = _weights(learn(config, run_dir, fresh=fresh))
     last = run_dir.last_checkpoint()
     assert last is not None
     shutil.rmtree(last)
     before = run_dir.last_checkpoint()
     assert before is not None
-    resumed = learn(config, run_dir)
+    resumed = learn(config, run_dir, fresh=fresh)
     assert 0 < step_of(before) < resumed.state.global_step == step_of(last)
     said = [line["message"] for line in run_dir.progress_after(0)]
     assert f"Training from step {step_of(before)}" in said
