@@ -35,6 +35,7 @@ from training.rlhf.preference_loss import (
     robust_loss,
     share_above,
 )
+from training.rlhf.reference import ReferenceFirst
 from training.rlhf.run_dir import RunDir
 from training.rlhf.tuning import lora, make_ready, without_dropout
 
@@ -76,7 +77,7 @@ class PairCollator(DataCollatorForPreference):
         return batch | said | {"elements": len(examples)}
 
 
-class PairTrainer(Checkpointed, DPOTrainer):
+class PairTrainer(Checkpointed, ReferenceFirst, DPOTrainer):
     """DPOTrainer whose loss knows margin, weight, soft label and an SFT term."""
 
     def __init__(self, *, own: Dpo, **kwargs: Any) -> None:
@@ -86,14 +87,6 @@ class PairTrainer(Checkpointed, DPOTrainer):
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
         return dataset  # tokenized by us, and nothing too long is left in it
-
-    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """Rows of like length go together, so that little is padded; they come back in their order."""
-        lengths = dataset["length"]
-        order = sorted(range(len(dataset)), key=lambda index: -lengths[index])
-        back = sorted(range(len(dataset)), key=lambda place: order[place])
-        found: Dataset = super()._precompute_ref_logps(dataset.select(order), name, batch_size)
-        return found.select(back)
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         tokens = {name: value for name, value in inputs.items() if name not in (*_SAID, "elements")}
