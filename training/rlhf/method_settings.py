@@ -63,6 +63,10 @@ class Dpo:
             0 <= self.label_smoothing < 0.5,
             f"dpo.label_smoothing is {self.label_smoothing}: from 0 to below 0.5",
         )
+        check(
+            self.loss == "robust" or self.label_smoothing == 0,
+            f"dpo.label_smoothing is {self.label_smoothing}: only the robust loss reads it",
+        )
         check_range("dpo.sft_weight", self.sft_weight, 0, 10)
 
 
