@@ -21,6 +21,7 @@ from training.rlhf.method_settings import (
 )
 from training.rlhf.method_settings import check as _check
 from training.rlhf.methods import METHODS
+from training.rlhf.reward_options import options_of
 
 __all__ = ["FORMAT", "HUB_ID", "ConfigError", "RunConfig", "Sampling", "Training", "Tuning", "upgraded"]
 
@@ -146,6 +147,24 @@ class RunConfig:
             _check(bool(self.rewards), f"rewards: {self.method} needs at least one reward function")
             names = [reward.name for reward in self.rewards]
             _check(len(set(names)) == len(names), "rewards: each needs a name of its own")
+            for reward in self.rewards:
+                options_of(reward)
+        if self.method in ("rloo", "grpo"):
+            self._check_groups()
+
+    def _check_groups(self) -> None:
+        """All completions of a prompt are in one step, where they are compared with each other."""
+        section: Rloo | Grpo = getattr(self, self.method)
+        at_once = self.training.batch_size * self.training.gradient_accumulation
+        _check(
+            at_once % section.completions_per_prompt == 0,
+            f"{self.method}.completions_per_prompt is {section.completions_per_prompt}, which does not "
+            f"divide the {at_once} completions of a step (batch_size times gradient_accumulation)",
+        )
+        _check(
+            self.sampling.temperature > 0,
+            f"sampling.temperature is 0: {self.method} compares completions that differ",
+        )
 
     def to_json(self) -> dict[str, Any]:
         """What config.json holds: of the methods' own sections, only that of this method."""
