@@ -64,7 +64,7 @@ def _check(run_dir: RunDir, config: RunConfig) -> Preflight:
         rows.setdefault("prompts", {})["test"] = _prompt_figures(prompts)
     errors += row_checks.errors(parts, train, config=config, run_dir=run_dir, limit=limit)
     errors += learners.row_errors(config, train, run_dir=run_dir)
-    needed, cautions = learners.setting_errors(config, tokenizer)
+    needed, cautions = learners.setting_errors(config, tokenizer, run_dir=run_dir)
     errors += needed
     errors += _prompt_errors(prompts, config) + _template_errors(tokenizer, config)
     guess = {}
