@@ -17,7 +17,7 @@ import torch  # noqa: E402
 
 from tests.training_rlhf.conftest import save_tiny_policy  # noqa: E402
 from training.rlhf import loading, rendering, reward_functions, rewards, sampling, scoring  # noqa: E402
-from training.rlhf.config import RunConfig, Sampling  # noqa: E402
+from training.rlhf.config import ConfigError, RunConfig, Sampling  # noqa: E402
 from training.rlhf.failures import Refused  # noqa: E402
 from training.rlhf.model_files import ModelRefused  # noqa: E402
 from training.rlhf.run_dir import write_json  # noqa: E402
@@ -309,3 +309,16 @@ def test_a_reward_model_that_scores_otherwise_than_when_it_was_saved_is_refused(
 def test_a_policy_is_no_reward_model(tiny_policy: Path) -> None:
     errors, _ = rewards.problems(config_of(tiny_policy, model_reward(tiny_policy)))
     assert errors
+
+
+def test_a_hidden_preference_is_watched_and_never_trained_on(tiny_policy: Path) -> None:
+    watched = {"kind": "hidden_preference", "name": "people", "weight": 0}
+    length = {"kind": "length", "name": "length", "options": {"target": 3}}
+    loaded = rewards.load_rewards(config_of(tiny_policy, watched, length))
+    asked = [{"role": "user", "content": "Tell me a story about a fox and a lantern."}]
+    story = text("Once upon a time a fox found a lantern by the river. They lived happily ever after.")
+    found = loaded.score([asked, asked], [story, text("no")])
+    assert found.parts["people"][0] > found.parts["people"][1]
+    assert found.total == found.parts["length"]
+    with pytest.raises(ConfigError, match="only watched"):
+        config_of(tiny_policy, watched | {"weight": 1})

@@ -192,7 +192,7 @@ class Distillation:
         check_range("distillation.divergence", self.divergence, 0, 1)
 
 
-REWARD_KINDS = ("model", "length", "regex", "forbidden", "python", "judge")
+REWARD_KINDS = ("model", "length", "regex", "forbidden", "python", "judge", "hidden_preference")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +200,7 @@ class RewardFunction:
     """A named number for a completion; a run's reward is the weighted sum (training.rlhf.rewards)."""
 
     name: str
-    kind: Literal["model", "length", "regex", "forbidden", "python", "judge"]
+    kind: Literal["model", "length", "regex", "forbidden", "python", "judge", "hidden_preference"]
     weight: float = 1.0
     location: str = (
         ""  # model: its folder. judge: a local policy, or the address of an OpenAI-compatible server
@@ -213,3 +213,5 @@ class RewardFunction:
         )
         check_choice(f"rewards.{self.name}.kind", self.kind, REWARD_KINDS)
         check_range(f"rewards.{self.name}.weight", self.weight, -1000, 1000)
+        watched = self.kind != "hidden_preference" or self.weight == 0
+        check(watched, f"rewards.{self.name}.weight is {self.weight}: 0, a hidden preference is only watched")

@@ -115,7 +115,20 @@ class JudgeOptions:
         check(1 <= self.max_tokens <= 4096, f"max_tokens is {self.max_tokens}: from 1 to 4096")
 
 
-Options = ModelOptions | LengthOptions | RegexOptions | ForbiddenOptions | PythonOptions | JudgeOptions
+@dataclass(frozen=True, kw_only=True)
+class HiddenPreferenceOptions:
+    """What the demo's simulated people want. It is watched at weight 0, to see a reward part from it."""
+
+
+Options = (
+    ModelOptions
+    | LengthOptions
+    | RegexOptions
+    | ForbiddenOptions
+    | PythonOptions
+    | JudgeOptions
+    | HiddenPreferenceOptions
+)
 _KINDS: dict[str, Any] = {
     "model": ModelOptions,
     "length": LengthOptions,
@@ -123,6 +136,7 @@ _KINDS: dict[str, Any] = {
     "forbidden": ForbiddenOptions,
     "python": PythonOptions,
     "judge": JudgeOptions,
+    "hidden_preference": HiddenPreferenceOptions,
 }
 
 

@@ -14,6 +14,7 @@ from training.rlhf.rendering import Messages
 from training.rlhf.reward_interface import RewardBatch
 from training.rlhf.reward_options import (
     ForbiddenOptions,
+    HiddenPreferenceOptions,
     JudgeOptions,
     LengthOptions,
     ModelOptions,
@@ -24,6 +25,7 @@ from training.rlhf.reward_options import (
 )
 from training.rlhf.run_dir import RunError
 from training.rlhf.sampling import Sampled
+from training.rlhf.starter import hidden_preference
 
 Part = Callable[[Sequence[Messages], Sequence[Sampled]], list[float]]
 
@@ -71,6 +73,11 @@ class NamedRewards:
                 return lambda prompts, samples: reward_functions.call(
                     function, prompts, _texts(samples), where=where
                 )
+            case HiddenPreferenceOptions():
+                return lambda prompts, samples: [
+                    hidden_preference.score(prompt[-1]["content"], one.text)
+                    for prompt, one in zip(prompts, samples, strict=True)
+                ]
             case JudgeOptions():
                 scorer = judge.Scorer(judge.load(reward, seed=config.seed), rubric=options.rubric)
                 self.judges[reward.name] = scorer
