@@ -215,6 +215,8 @@ STARTER_POLICY = BASE_DIR / "training" / "rlhf" / "starter" / "policy"
 MODEL_DIRS = [
     Path(p).resolve() for p in env_text("RATCHET_MODEL_DIRS", str(VAR_DIR / "models")).split(os.pathsep) if p
 ]
+# Modules whose functions a manager may choose as a reward: they are code that the process that trains runs.
+REWARD_MODULES = [n.strip() for n in env_text("RATCHET_REWARD_MODULES", "").split(",") if n.strip()]
 
 LOGGING = {
     "version": 1,

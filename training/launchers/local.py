@@ -28,6 +28,7 @@ PASSED_ON = {
     "PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
     "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
     "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
+    "RATCHET_REWARD_MODULES",
 }  # fmt: skip
 PASSED_ON_PREFIXES = (
     "LC_", "PYTHON", "CUDA_", "NVIDIA_", "ROCR_", "HIP_", "NCCL_", "TORCH", "PYTORCH_", "TRITON_",
