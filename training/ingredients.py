@@ -29,7 +29,9 @@ def datasets_to_learn_from(project: Project, method: str) -> QuerySet[Preference
 def tables_of(project: Project) -> set[str]:
     """Tables that at least one of its datasets holds. One query."""
     return {
-        table for tables in project.datasets.values_list("manifest__tables", flat=True) for table in tables or {}
+        table
+        for tables in project.datasets.values_list("manifest__tables", flat=True)
+        for table in tables or {}
     }
 
 

@@ -1,12 +1,12 @@
-"""Which rewards a project's runs may use: what a reward names is loaded or called by the process that trains.
+"""Which rewards a project's runs may use: what one names is loaded or called by the process that trains.
 
-A manager chooses among the project's own reward models and policies, rules, judges at an address, and the
-functions of modules that whoever runs the server has allowed (RATCHET_REWARD_MODULES).
+A manager chooses among the project's own reward models and policies, and rules. Whoever runs the server
+allows the servers that judge (RATCHET_JUDGES: they are sent what policies write, and the key) and the modules
+whose functions are called (RATCHET_REWARD_MODULES).
 """
 
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.conf import settings
 
@@ -43,8 +43,9 @@ def _why_not(project: Project, reward: dict[str, Any]) -> str:
             if not reward_models(project).filter(folder=location).exists():
                 return f"{name}.location is no reward model of this project"
         case "judge":
-            if not _is_address(location) and not trained_policies(project).filter(location=location).exists():
-                return f"{name}.location is neither an http address nor a policy of this project"
+            policies = trained_policies(project).filter(location=location)
+            if location not in settings.JUDGES and not policies.exists():
+                return f"{name}.location is neither in RATCHET_JUDGES nor a policy of this project"
         case "python":
             function = reward["options"].get("function", "")
             module = function.partition(":")[0] if isinstance(function, str) else ""
@@ -53,15 +54,3 @@ def _why_not(project: Project, reward: dict[str, Any]) -> str:
         case _ if location:
             return f"{name}.location: a rule needs none"
     return ""
-
-
-def _is_address(location: str) -> bool:
-    """
-    >>> _is_address("http://127.0.0.1:8001/v1"), _is_address("file:///etc/passwd"), _is_address("/models/x")
-    (True, False, False)
-    """
-    try:
-        parts = urlsplit(location)
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)

@@ -92,7 +92,9 @@ def _check_parts(
         raise RunRefused(f"The dataset {dataset} belongs to another project.")
     if not can_be_learnt_from(dataset, method):
         needs = METHODS[method]
-        raise RunRefused(f"The dataset {dataset} has nothing for {needs.label} to learn from: {needs.learns_from}")
+        raise RunRefused(
+            f"The dataset {dataset} has nothing for {needs.label} to learn from: {needs.learns_from}"
+        )
     if policy.project_id != project.pk:
         raise RunRefused(f"The policy {policy} belongs to another project.")
     if not policy.location:

@@ -103,9 +103,9 @@ def test_a_dataset_of_ratings_trains_a_reward_model_but_no_dpo(
     dataset = make_dataset(project, ann)
     rated = rated_dataset(project)
     address = reverse("run_new", args=[project.slug])
-    page = manager.get(address, {"dataset": rated.pk, "method": "reward_model"})
+    page = manager.get(f"{address}?dataset={rated.pk}&method=reward_model")
     assert list(page.context["form"].fields["dataset"].queryset) == [rated, dataset]
-    page = manager.get(address, {"dataset": rated.pk, "method": "dpo"})
+    page = manager.get(f"{address}?dataset={rated.pk}&method=dpo")
     assert list(page.context["form"].fields["dataset"].queryset) == [dataset]
     assert "has nothing for DPO to learn from" in page.content.decode()
 

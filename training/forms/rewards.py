@@ -12,7 +12,7 @@ from django import forms
 from django.conf import settings
 
 from labeling.models import Project
-from training.ingredients import reward_models
+from training.ingredients import reward_models, trained_policies
 from training.models import Artifact
 from training.rewards import reward_from
 
@@ -21,16 +21,14 @@ RULES = 4  # rows
 NO_REWARD = "Choose at least one reward: without one there is nothing to learn."
 KINDS = {
     "": "No rule",
-    "length": "Length near",
-    "regex": "Matches the pattern",
-    "not_regex": "Does not match the pattern",
+    "length": "Length, in tokens",
+    "regex": "Holds the pattern",
     "forbidden": "Has none of the words",
 }
-NAMES = {"length": "length", "regex": "pattern", "not_regex": "no pattern", "forbidden": "words"}
+NAMES = {"length": "length", "regex": "pattern", "forbidden": "words"}
 SPOKEN = {  # what the text of a rule has to be
-    "length": "Write the tokens wanted and how many more or less are fine, such as 60 ± 20.",
+    "length": "Write the tokens wanted, such as 60, or from and to, such as 40 to 80.",
     "regex": "Write the pattern.",
-    "not_regex": "Write the pattern.",
     "forbidden": "Write the words, with commas between them.",
 }
 
@@ -55,7 +53,7 @@ def offered(project: Project) -> list[Artifact]:
     return list(reward_models(project)[:MODELS])
 
 
-def reward_fields(models: list[Artifact]) -> dict[str, forms.Field]:
+def reward_fields(project: Project, models: list[Artifact]) -> dict[str, forms.Field]:
     fields: dict[str, forms.Field] = {}
     for model in models:
         fields[f"reward_{model.run_id}"] = forms.BooleanField(required=False, label=_called(model))
@@ -65,26 +63,26 @@ def reward_fields(models: list[Artifact]) -> dict[str, forms.Field]:
             required=False, label=f"Rule {row}", choices=list(KINDS.items())
         )
         fields[f"rule_{row}_text"] = forms.CharField(
-            required=False, label=f"Of what, rule {row}", max_length=1000
+            required=False, label=f"What rule {row} looks for", max_length=1000
         )
         fields[f"rule_{row}_weight"] = _weight(f"Weight of rule {row}")
         fields[f"rule_{row}_name"] = forms.CharField(
             required=False, label=f"Name of rule {row}", max_length=60
         )
-    fields["judge_location"] = forms.CharField(
-        required=False,
-        label="Address of a judge",
-        max_length=500,
-        help_text="An OpenAI-compatible server that the worker can reach, such as http://127.0.0.1:8001/v1.",
-    )
-    fields["judge_rubric"] = forms.CharField(
-        required=False,
-        label="Rubric",
-        max_length=4000,
-        widget=forms.Textarea(attrs={"rows": 3}),
-        help_text="What makes a completion good, as you would tell a person.",
-    )
-    fields["judge_weight"] = _weight("Weight of the judge")
+    fields |= {
+        "judge_location": forms.ChoiceField(required=False, label="Judge", choices=_judges(project)),
+        "judge_model": forms.CharField(
+            required=False, max_length=200, label="Model", help_text="Of a server: as it names the model."
+        ),
+        "judge_rubric": forms.CharField(
+            required=False,
+            label="Rubric",
+            max_length=4000,
+            widget=forms.Textarea(attrs={"rows": 3}),
+            help_text="What makes a completion good, as you would tell a person.",
+        ),
+        "judge_weight": _weight("Weight of the judge"),
+    }
     if settings.REWARD_MODULES:
         fields["python_function"] = forms.CharField(
             required=False,
@@ -100,6 +98,12 @@ def _called(model: Artifact) -> str:
     accuracy = model.run.evaluation.get("accuracy")
     right = f", {accuracy:.0%} right".replace("%", " %") if isinstance(accuracy, float) else ""
     return f"Run {model.run_id}, on {model.run.dataset}{right}"
+
+
+def _judges(project: Project) -> list[tuple[str, str]]:
+    servers = [(address, address) for address in settings.JUDGES]
+    policies = [(policy.location, str(policy)) for policy in trained_policies(project)]
+    return [("", "No judge"), *servers, *policies]
 
 
 def _weight(label: str) -> forms.Field:
@@ -125,12 +129,8 @@ def rewards_in(values: dict[str, Any], models: list[Artifact]) -> Found:
         text = f"rule_{row}_text"
         if rule := _rule(values, row):
             add(rule, text, f"rule_{row}_weight")
-    location, rubric = values["judge_location"].strip(), values["judge_rubric"].strip()
-    if rubric and not location:
-        raise RewardError("judge_location", "Where is the judge? Write its address.")
-    if location:
-        judge = {"name": "judge", "kind": "judge", "location": location, "options": {"rubric": rubric}}
-        add(judge, "judge_location", "judge_weight")
+    if judge := _judge(values):
+        add(judge, "judge_rubric", "judge_weight")
     if function := values.get("python_function", "").strip():
         code = {"name": function.rpartition(":")[2], "kind": "python", "options": {"function": function}}
         add(code, "python_function", "python_weight")
@@ -152,6 +152,18 @@ def _free(name: str, taken: dict[str, Any]) -> str:
     return name if name not in taken else next(one for one in numbered if one not in taken)
 
 
+def _judge(values: dict[str, Any]) -> dict[str, Any] | None:
+    location, rubric = values["judge_location"], values["judge_rubric"].strip()
+    if not location:
+        if rubric:
+            raise RewardError("judge_location", "Who is to judge by the rubric?")
+        return None
+    if not rubric:
+        raise RewardError("judge_rubric", "Write what makes a completion good.")
+    named = {"model": values["judge_model"].strip()} if values["judge_model"].strip() else {}
+    return {"name": "judge", "kind": "judge", "location": location, "options": {"rubric": rubric, **named}}
+
+
 def _rule(values: dict[str, Any], row: int) -> dict[str, Any] | None:
     kind, text = values[f"rule_{row}_kind"], values[f"rule_{row}_text"].strip()
     if not kind:
@@ -162,23 +174,27 @@ def _rule(values: dict[str, Any], row: int) -> dict[str, Any] | None:
     if options is None:
         raise RewardError(f"rule_{row}_text", SPOKEN[kind])
     name = values[f"rule_{row}_name"].strip() or NAMES[kind]
-    return {"name": name, "kind": kind.removeprefix("not_"), "options": options}
+    return {"name": name, "kind": kind, "options": options}
 
 
 def _options(kind: str, text: str) -> dict[str, Any] | None:
     """
-    >>> _options("length", "60 ± 20"), _options("length", "60"), _options("length", "short")
-    ({'target': 60, 'tolerance': 20}, {'target': 60, 'tolerance': 0}, None)
+    >>> _options("length", "60"), _options("length", "40 to 80"), _options("length", "short")
+    ({'target': 60}, {'min': 40, 'max': 80}, None)
     >>> _options("forbidden", "sorry, as an AI")
     {'words': ['sorry', 'as an AI']}
     """
     if kind == "length":
-        sizes = [int(size) for size in re.findall(r"\d{1,6}", text)]
-        return {"target": sizes[0], "tolerance": (sizes + [0])[1]} if 1 <= len(sizes) <= 2 else None
+        match [int(size) for size in re.findall(r"\d{1,6}", text)]:
+            case [target]:
+                return {"target": target}
+            case [low, high]:
+                return {"min": low, "max": high}
+        return None
     if kind == "forbidden":
         words = [word.strip() for word in text.split(",") if word.strip()]
         return {"words": words} if words else None
-    return {"pattern": text, "want": kind == "regex"} if text else None
+    return {"pattern": text} if text else None
 
 
 def filled_in(rewards: list[dict[str, Any]], models: list[Artifact]) -> dict[str, Any]:
@@ -193,26 +209,27 @@ def filled_in(rewards: list[dict[str, Any]], models: list[Artifact]) -> dict[str
                 name = f"reward_{runs[reward['location']]}"
                 values |= {name: True, f"{name}_weight": weight}
         elif kind == "judge":
-            values |= {"judge_location": reward["location"], "judge_rubric": options.get("rubric", "")}
-            values["judge_weight"] = weight
+            values |= {"judge_location": reward["location"], "judge_weight": weight}
+            values |= {f"judge_{name}": options.get(name, "") for name in ("rubric", "model")}
         elif kind == "python":
             values |= {"python_function": options.get("function", ""), "python_weight": weight}
         elif row < RULES:
             row += 1
-            spoken = f"not_{kind}" if kind == "regex" and not options.get("want", True) else kind
-            said = {"kind": spoken, "text": in_words(kind, options), "weight": weight, "name": reward["name"]}
+            said = {"kind": kind, "text": in_words(kind, options), "weight": weight, "name": reward["name"]}
             values |= {f"rule_{row}_{name}": value for name, value in said.items()}
     return values
 
 
 def in_words(kind: str, options: dict[str, Any]) -> str:
-    """
-    >>> in_words("length", {"target": 60, "tolerance": 20}), in_words("forbidden", {"words": ["a", "b"]})
-    ('60 ± 20', 'a, b')
+    """The options of a rule as its row holds them.
+
+    >>> in_words("length", {"min": 40, "max": 80}), in_words("forbidden", {"words": ["a", "b"]})
+    ('40 to 80', 'a, b')
     """
     match kind:
         case "length":
-            return f"{options.get('target')} ± {options.get('tolerance', 0)}"
+            ends = (options.get(name) for name in ("target", "min", "max"))
+            return " to ".join(str(end) for end in ends if end is not None)
         case "forbidden":
             return ", ".join(options.get("words", []))
         case "regex":

@@ -14,10 +14,9 @@ from training.recipes import default_settings
 from training.rlhf.config import ConfigError, RunConfig, upgraded
 from training.rlhf.methods import METHODS
 
-# As a refusal names settings: "epochs is 0.0: above 0", "'training.max_steps': too large", "log_every and ...".
-SETTING = re.compile(r"'?(?:\b(?P<section>[a-z_]+)\.)?\b(?P<name>[a-z_]+)'?")
+# As a refusal names settings, one or two: "ppo.epochs is 0: from 1 to 64", "'training.max_steps': at most 9".
+SETTING = re.compile(r"'?\b(?:[a-z_]+\.)?[a-z_]+'?")
 NAMED = re.compile(r"'?([a-z_]+(?:\.[a-z_]+)?)'?(?: and '?([a-z_]+(?:\.[a-z_]+)?)'?)?(?: is|:)")
-OF_A_REWARD = re.compile(r"rewards\.(?P<name>.+?)(?P<part>\.[a-z_]+)+(?: is|:| )")
 GROUPS = {"training": "Optimisation", "tuning": "What is trained", "sampling": "Completions"}
 
 
@@ -75,7 +74,7 @@ class RunForm(forms.Form):
         models = reward_models(project)
         best = models.filter(run__dataset=self.initial["dataset"]).first()
         self._choose_from("reward_model", models, best)
-        offered = rewards.reward_fields(self.models) if self.learns.is_online else {}
+        offered = rewards.reward_fields(project, self.models) if self.learns.is_online else {}
         self.fields |= offered
         self.reward_names = tuple(offered)
         if self.models and not any(self.initial.get(name) for name in offered):
@@ -122,7 +121,9 @@ class RunForm(forms.Form):
         first = setting_fields.first_of(self.method)
         rest = [s for s in self.settings_read if s.key not in first]
         titles = GROUPS | {own: self.learns.label}
-        groups = [(titles[name], [self[s.field] for s in rest if s.section == name]) for name in sections if name]
+        groups = [
+            (titles[name], [self[s.field] for s in rest if s.section == name]) for name in sections if name
+        ]
         return [(title, fields) for title, fields in groups if fields]
 
     def folded(self) -> list[forms.BoundField]:
@@ -132,18 +133,22 @@ class RunForm(forms.Form):
         """A box to tick and a weight for each reward model."""
         return [(self[f"reward_{m.run_id}"], self[f"reward_{m.run_id}_weight"]) for m in self.models]
 
-    def rules(self) -> list[list[forms.BoundField]]:
-        parts = ("kind", "text", "weight", "name")
-        return [[self[f"rule_{row}_{part}"] for part in parts] for row in range(1, rewards.RULES + 1)]
+    def rules(self) -> list[list[tuple[str, forms.BoundField]]]:
+        """Rows of fields, each with a short name."""
+        parts = {"kind": "Rule", "text": "Looks for", "weight": "Weight", "name": "Name"}
+        return [
+            [(short, self[f"rule_{row}_{part}"]) for part, short in parts.items()]
+            for row in range(1, rewards.RULES + 1)
+        ]
 
     def rules_open(self) -> bool:
-        return any(field.errors or field.value() for row in self.rules() for field in row[:2])
+        return any(field.errors or field.value() for row in self.rules() for _, field in row[:2])
 
     def judge(self) -> list[forms.BoundField]:
-        return self._bound("judge_location", "judge_rubric", "judge_weight")
+        return self._bound("judge_location", "judge_model", "judge_rubric", "judge_weight")
 
     def judge_open(self) -> bool:
-        return any(field.errors or field.value() for field in self.judge()[:2])
+        return any(field.errors or field.value() for field in self.judge()[:3])
 
     def functions(self) -> list[forms.BoundField]:
         return self._bound("python_function", "python_weight")
@@ -191,9 +196,8 @@ class RunForm(forms.Form):
             self.add_error(beside, why.removeprefix("rewards."))
             return
         begins = NAMED.match(why)
-        named = [
-            name for found in (begins.groups() if begins else ()) if found and (name := self._field_of(found))
-        ]
+        settings = [setting for setting in (begins.groups() if begins else ()) if setting]
+        named = [name for setting in settings if (name := self._field_of(setting))]
 
         def spoken(found: re.Match[str]) -> str:
             name = self._field_of(found[0].strip("'"))
@@ -201,8 +205,12 @@ class RunForm(forms.Form):
             return str(self[name].label) if is_meant else found[0]
 
         said = SETTING.sub(spoken, why)
-        for name in named or [None]:
-            self.add_error(name, said)
+        for name in named:
+            for value, words in getattr(self.fields[name], "choices", ()):
+                said = said.replace(repr(value), f"“{words}”")
+        places: list[str | None] = [*named] or [None]
+        for place in places:
+            self.add_error(place, said)
 
     def _field_of(self, setting: str) -> str:
         """The form's field for `ppo.epochs`, or for a bare `epochs`: then the section read first counts."""
@@ -214,8 +222,9 @@ class RunForm(forms.Form):
         """The field of the reward that a refusal begins with; empty when it is about something else."""
         if not why.startswith("rewards"):
             return ""
-        for name, (content, weight) in self.found.fields.items():
-            if why.startswith((f"rewards.{name}", f"rewards: {name!r}", f"rewards: {name} ")):
+        for name in sorted(self.found.fields, key=len, reverse=True):  # "length 2" before "length"
+            if why.startswith(f"rewards.{name}"):
+                content, weight = self.found.fields[name]
                 return weight if why.startswith(f"rewards.{name}.weight") else content
         return next((content for content, _ in self.found.fields.values()), rewards.first_field(self.models))
 

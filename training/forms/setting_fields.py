@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from django import forms
 
-from training.forms.setting_words import CHOICES, words_of
+from training.forms.setting_words import CHOICES, OF_KINDS, words_of
 from training.rlhf.config import RunConfig
 from training.rlhf.methods import METHODS
 
@@ -69,6 +69,13 @@ def first_of(method: str) -> tuple[str, ...]:
 
 
 def field_of(setting: Setting, *, is_online: bool) -> forms.Field:
+    field = _field_of(setting, is_online=is_online)
+    if setting.key in OF_KINDS:
+        field.widget.attrs["data-kinds"] = " ".join(OF_KINDS[setting.key])
+    return field
+
+
+def _field_of(setting: Setting, *, is_online: bool) -> forms.Field:
     label, help_text = words_of(setting.section, setting.name, is_online=is_online)
     kind = get_type_hints(SECTIONS[setting.section])[setting.name]
     said: dict[str, Any] = {"label": label, "help_text": help_text}

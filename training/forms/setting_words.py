@@ -26,8 +26,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "tuning.lora_alpha": ("LoRA alpha", "How much they count, often twice the rank."),
     "tuning.lora_dropout": ("LoRA dropout", "Share of their inputs left out at random."),
     "tuning.lora_targets": ("LoRA targets", "Which layers get adapters."),
-    "tuning.frozen_layers": ("Frozen layers", "Layers from the first on that stay as they are."),
-    "tuning.virtual_tokens": ("Virtual tokens", "Of a prompt that is learnt instead of written."),
+    "tuning.frozen_layers": ("Frozen layers", "From the first on; for “all but the first layers”."),
+    "tuning.double_quantisation": ("Quantise twice", "QLoRA: the scales of the 4-bit weights too."),
+    "tuning.paged_optimiser": ("Paged optimiser", "QLoRA on a GPU: its state may leave the GPU's memory."),
+    "tuning.virtual_tokens": ("Virtual tokens", "Of a prefix or prompt that is learnt instead of written."),
     "tuning.bottleneck_size": ("Bottleneck size", "Width of a bottleneck adapter."),
     "sampling.temperature": ("Temperature in evaluation", "1: as the policy is; lower is less varied."),
     "sampling.top_p": ("Top p in evaluation", "1: every token may come; less: only the likelier ones."),
@@ -108,8 +110,8 @@ WORDS_ONLINE: dict[str, tuple[str, str]] = {
 CHOICES: dict[str, dict[str, str]] = {
     "tuning.kind": {
         "full": "All weights",
-        "head": "The head alone",
-        "freeze": "The last layers",
+        "head": "The output head alone",
+        "freeze": "All but the first layers",
         "lora": "LoRA adapters",
         "dora": "DoRA adapters",
         "qlora": "QLoRA: LoRA on a base of 4 bits",
@@ -120,10 +122,23 @@ CHOICES: dict[str, dict[str, str]] = {
         "prompt": "Prompt tuning",
         "p_tuning": "P-tuning",
     },
+    "tuning.lora_targets": {"all-linear": "Every linear layer", "attention": "Attention alone"},
     "reward_learning.ranking_loss": {"pairs": "Pair by pair", "plackett_luce": "Plackett-Luce"},
     "reward_learning.rating_loss": {"ordinal": "Ordinal", "regression": "Regression"},
     "dpo.loss": {"sigmoid": "Sigmoid", "ipo": "IPO", "hinge": "Hinge", "robust": "Robust to wrong labels"},
     "grpo.loss": {"grpo": "GRPO", "dapo": "DAPO", "dr_grpo": "Dr. GRPO", "bnpo": "BNPO"},
+}
+# Kinds of tuning that a setting belongs to; the page hides it under the others.
+OF_KINDS = {
+    "tuning.frozen_layers": ("freeze",),
+    "tuning.lora_rank": ("lora", "dora", "qlora"),
+    "tuning.lora_alpha": ("lora", "dora", "qlora"),
+    "tuning.lora_dropout": ("lora", "dora", "qlora"),
+    "tuning.lora_targets": ("lora", "dora", "qlora"),
+    "tuning.double_quantisation": ("qlora",),
+    "tuning.paged_optimiser": ("qlora",),
+    "tuning.bottleneck_size": ("bottleneck",),
+    "tuning.virtual_tokens": ("prefix", "p_tuning_v2", "prompt", "p_tuning"),
 }
 
 

@@ -93,9 +93,8 @@ OF_PPO = (
     ),
     Curve(
         title="Clipped",
-        meaning="The share of tokens whose probability wanted to move further than the clip allows. Far above "
-        "0.3: lower the learning rate.",
-        share=True,
+        meaning="The share of tokens whose probability wanted to move further than the clip allows. Far "
+        "above 0.3: lower the learning rate.",
         lines={"tokens": ("policy/clipfrac",)},
     ),
     Curve(
@@ -138,9 +137,7 @@ BY_METHOD: dict[str, tuple[Curve, ...]] = {
     "reward_model": (
         LOSS,
         ACCURACY,
-        Curve(
-            title="Reward margin", meaning="By how much the chosen one scores higher.", lines=MARGIN_LINES
-        ),
+        Curve(title="Reward margin", meaning="By how much the chosen one scores higher.", lines=MARGIN_LINES),
     ),
     "dpo": (
         LOSS,

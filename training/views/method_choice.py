@@ -26,10 +26,10 @@ WHEN = {
     "reward_model": "Learns to score completions as people would. It judges new policies before people do.",
     "dpo": "Learns from pairs at once, without a reward model: the plainest way, and the first to try.",
     "kto": "Learns from completions that were rated good or bad one by one, when there are no pairs.",
-    "ppo": "Writes, is scored and learns token by token: the strongest hold on a reward, and the most to tune.",
+    "ppo": "Writes, is scored, and learns token by token: the strongest learner, and the most to tune.",
     "rloo": "Measures completions of a prompt against each other: close to PPO, with half of its parts.",
     "grpo": "Like RLOO with larger groups: for rewards that can be checked, such as rules.",
-    "rejection_sampling": "Writes many, keeps the best by the reward and imitates it: slow to learn, hard to break.",
+    "rejection_sampling": "Writes many, keeps the best and imitates it: slow to learn, hard to break.",
     "sft": "Imitates demonstrations, or the completions that people preferred: a start for a raw model.",
 }
 # What to do about a table that no dataset holds: where to, and what the link says.
@@ -62,7 +62,7 @@ def _choice(name: str, tables: set[str], has_reward_model: bool) -> Choice:
     method = METHODS[name]
     missing = "" if tables & set(method.tables) else f"Needs a dataset. {method.learns_from}"
     if missing and tables:
-        missing = f"No dataset has what it learns from: {method.learns_from[0].lower()}{method.learns_from[1:]}"
+        missing = f"No dataset has what it learns from: {method.learns_from.lower()}"
     note = ""
     if method.is_online and not missing and not has_reward_model:
         note = "There is no reward model yet; rules or a judge may be the reward."

@@ -50,8 +50,7 @@ def _content(reward: dict[str, Any]) -> str:
         case "python":
             return str(options.get("function", ""))
         case kind:
-            spoken = "not_regex" if kind == "regex" and not options.get("want", True) else kind
-            return f"{rewards.KINDS.get(spoken, kind).lower()} {rewards.in_words(kind, options)}"
+            return f"{rewards.KINDS.get(kind, kind).lower()}: {rewards.in_words(kind, options)}"
 
 
 def _label(run: Run, section: str, name: str) -> str:
