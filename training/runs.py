@@ -19,11 +19,15 @@ from django.db.models.functions import Now
 
 from labeling import rounds
 from labeling.models import Policy, PreferenceDataset, Project, Round
+from training.ingredients import TRAINABLE, can_be_learnt_from
 from training.models import Artifact, Run, Worker
 from training.recipes import default_settings, merged
+from training.rewards import why_not_permitted
 from training.rlhf.config import ConfigError, RunConfig
+from training.rlhf.methods import METHODS
 
 State = Run.State
+UNFIT = "This recipe cannot be run."
 LARGEST = {  # whole numbers of a recipe; others end at 2**31
     "seed": 2**32 - 1,
     "training.max_steps": 10_000_000,
@@ -49,9 +53,10 @@ def create_run(
     start_when_ready: bool = False,
     then_next_round: bool = True,
 ) -> Run:
-    """A reward model or DPO run, which a worker checks first (preflight).
+    """A run that trains, by any method but sampling; a worker checks it first (preflight).
 
-    `config` holds the parts of a RunConfig that somebody chose: `seed`, `tuning`, `training`, `sampling`.
+    `config` holds the parts of a RunConfig that somebody chose: `seed`, `tuning`, `training`, `sampling`, the
+    method's own section, and `rewards` of an online method.
     """
     _check_parts(project, method, dataset, policy, reward_model)
     chosen = {
@@ -60,11 +65,14 @@ def create_run(
         "model": policy.location,
         "reward_model": reward_model.folder if reward_model else "",
     }
+    checked = _checked(chosen)
+    if why := why_not_permitted(project, checked["rewards"]):
+        raise RunRefused(f"{UNFIT} {why}")
     return Run.objects.create(
         project=project,
         method=method,
         state=State.CHECKING,
-        config=_checked(chosen),
+        config=checked,
         dataset=dataset,
         policy=policy,
         reward_model=reward_model,
@@ -78,10 +86,15 @@ def create_run(
 def _check_parts(
     project: Project, method: str, dataset: PreferenceDataset, policy: Policy, reward_model: Artifact | None
 ) -> None:
-    if method not in (Run.Method.REWARD_MODEL, Run.Method.DPO):
-        raise RunRefused(f"{method!r} is no method of training: reward_model or dpo.")
+    if method not in TRAINABLE:
+        raise RunRefused(f"{method!r} is no method of training: {', '.join(TRAINABLE)}.")
     if dataset.project_id != project.pk:
         raise RunRefused(f"The dataset {dataset} belongs to another project.")
+    if not can_be_learnt_from(dataset, method):
+        needs = METHODS[method]
+        raise RunRefused(
+            f"The dataset {dataset} has nothing for {needs.label} to learn from: {needs.learns_from}"
+        )
     if policy.project_id != project.pk:
         raise RunRefused(f"The policy {policy} belongs to another project.")
     if not policy.location:
@@ -98,22 +111,25 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
     try:
         checked = RunConfig.from_json(config).to_json()
     except (ConfigError, OverflowError) as error:
-        raise RunRefused(f"This recipe cannot be run. {error}") from error
+        raise RunRefused(f"{UNFIT} {error}") from error
     for name, value in _settings_in(checked):
         if reason := _why_unstorable(name, value):
-            raise RunRefused(f"This recipe cannot be run. {name!a}: {reason}")
+            raise RunRefused(f"{UNFIT} {name!a}: {reason}")
     return checked
 
 
-def _settings_in(config: dict[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+def _settings_in(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Every value by its dotted name; the names that people chose are values too."""
-    for key, value in config.items():
-        name = f"{within}{key}"
-        yield name, key
-        if isinstance(value, dict):
-            yield from _settings_in(value, f"{name}.")
-        else:
-            yield name, value
+    if isinstance(config, dict):
+        for key, value in config.items():
+            below = f"{name}.{key}" if name else key
+            yield below, key
+            yield from _settings_in(value, below)
+    elif isinstance(config, list | tuple):
+        for number, value in enumerate(config):
+            yield from _settings_in(value, f"{name}.{number}")
+    else:
+        yield name, config
 
 
 def _why_unstorable(name: str, value: Any) -> str:

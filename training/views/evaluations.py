@@ -47,7 +47,7 @@ class PolicyFigures:
 
 
 def policy_figures(evaluation: dict[str, Any]) -> PolicyFigures | None:
-    """Figures of a DPO run; None before its evaluation."""
+    """Figures of a run that makes a policy; None before its evaluation."""
     keys = {field.name: field.name for field in fields(PolicyFigures) if field.name != "kl_note"}
     keys["win_rate"] = "win_rate_reward_model"
     found = {name: number_in(evaluation, key) for name, key in keys.items()}
@@ -81,7 +81,7 @@ def reward_evaluation(run: Run) -> RewardEvaluation | None:
     """A reward model on the held-out comparisons, beside the raters themselves; None for other runs."""
     found = run.evaluation
     accuracy = number_in(found, "accuracy")
-    if run.method != Run.Method.REWARD_MODEL or accuracy is None:
+    if run.makes != "reward_model" or accuracy is None:
         return None
     raters = raters_agreement(run.dataset) if run.dataset else PairAgreement(overall=Share())
     return RewardEvaluation(
