@@ -41,6 +41,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "sampling": STORIES,
     },
     Run.Method.REJECTION_SAMPLING: {"training": ROWS, "sampling": STORIES},
+    Run.Method.DISTILLATION: {"training": ROWS, "sampling": STORIES},
 }
 # For any other policy: adapters, at the rates that LoRA is usually trained with.
 ADAPTERS: dict[str, Any] = {"kind": "lora"}
@@ -76,6 +77,11 @@ USUAL: dict[str, dict[str, Any]] = {
     Run.Method.RLOO: {"tuning": ADAPTERS, "training": LONG_DRAWS, "sampling": ANSWERS},
     Run.Method.GRPO: {"tuning": ADAPTERS, "training": LONG_DRAWS, "sampling": ANSWERS},
     Run.Method.REJECTION_SAMPLING: {
+        "tuning": ADAPTERS,
+        "training": {**LONG_ROWS, "learning_rate": 1e-4},
+        "sampling": ANSWERS,
+    },
+    Run.Method.DISTILLATION: {
         "tuning": ADAPTERS,
         "training": {**LONG_ROWS, "learning_rate": 1e-4},
         "sampling": ANSWERS,

@@ -19,7 +19,7 @@ from django.db.models.functions import Now
 
 from labeling import rounds
 from labeling.models import Policy, PreferenceDataset, Project, Round
-from training.ingredients import TRAINABLE, can_be_learnt_from
+from training.ingredients import TRAINABLE, can_be_learnt_from, trained_policies
 from training.models import Artifact, Run, Worker
 from training.recipes import default_settings, merged
 from training.rewards import why_not_permitted
@@ -66,7 +66,7 @@ def create_run(
         "reward_model": reward_model.folder if reward_model else "",
     }
     checked = _checked(chosen)
-    if why := why_not_permitted(project, checked["rewards"]):
+    if why := why_not_permitted(project, checked["rewards"]) or _why_no_teacher(project, checked):
         raise RunRefused(f"{UNFIT} {why}")
     return Run.objects.create(
         project=project,
@@ -105,6 +105,14 @@ def _check_parts(
         raise RunRefused(f"{reward_model} is no reward model of this project.")
     if reward_model.run.state != State.COMPLETE:
         raise RunRefused(f"{reward_model.run} has not ended: its reward model is not complete.")
+
+
+def _why_no_teacher(project: Project, checked: dict[str, Any]) -> str:
+    """A teacher is loaded by the process that trains: it is one of the project's own policies."""
+    teacher = checked.get("distillation", {}).get("teacher", "")
+    if teacher and not trained_policies(project).filter(location=teacher).exists():
+        return "distillation.teacher is no policy of this project"
+    return ""
 
 
 def _checked(config: dict[str, Any]) -> dict[str, Any]:

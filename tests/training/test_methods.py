@@ -22,6 +22,7 @@ from training.models import Artifact, Run
 from training.recipes import SMALL, USUAL, merged
 from training.rlhf.config import RunConfig
 from training.rlhf.methods import METHODS
+from training.runs import RunRefused, create_run
 from training.views.curves import BY_METHOD, curves_of
 from training.views.method_choice import GROUPS, WHEN, choices
 
@@ -57,7 +58,8 @@ def reward_model_on(dataset: PreferenceDataset, folder: str = "/runs/1/model") -
 
 def post(manager: Client, project: Project, method: str, **changes: Any) -> Any:
     address = f"{reverse('run_new', args=[project.slug])}?method={method}"
-    return manager.post(address, settings_of(manager.get(address), **changes))
+    taught = {"system_prompt": "Be kind."} if method == "distillation" else {}
+    return manager.post(address, settings_of(manager.get(address), **{**taught, **changes}))
 
 
 # ---- the table of methods and what hangs on it
@@ -101,7 +103,8 @@ def test_the_defaults_of_every_method_are_a_recipe(method: str, defaults: dict[s
     reward = {"name": "length", "kind": "length", "options": {"target": 60}}
     rewards = [reward] if METHODS[method].is_online else []
     given = {"method": method, "model": "org/starter", "rewards": rewards}
-    config = RunConfig.from_json(merged(defaults[method], given))
+    own = {"distillation": {"teacher": "org/larger"}} if method == "distillation" else {}
+    config = RunConfig.from_json(merged(defaults[method], given | own))
     if method in ("rloo", "grpo"):
         at_once = config.training.batch_size * config.training.gradient_accumulation
         assert at_once % getattr(config, method).completions_per_prompt == 0
@@ -178,7 +181,7 @@ def test_what_a_dataset_does_not_hold_is_not_offered(tables: dict[str, Any], pro
         project=project, name="odd", rule="each_label", folder="o", digest="o", manifest=tables
     )
     offered = {choice.method for _, found in choices(project) for choice in found if not choice.missing}
-    assert offered == (set(ONLINE) if tables.get("tables") else set())
+    assert offered == ({*ONLINE, "distillation"} if tables.get("tables") else set())
 
 
 def test_the_datasets_on_offer_are_those_that_the_method_learns_from(
@@ -325,12 +328,14 @@ def test_the_policy_of_any_method_is_a_candidate_with_its_name(
     from training import results, runs
 
     rule = {"name": "length", "kind": "length", "options": {"target": 60}}
+    given: dict[str, Any] = {"rewards": [rule]} if METHODS[method].is_online else {}
+    given |= {"distillation": {"system_prompt": "Be kind."}} if METHODS[method].needs_teacher else {}
     run = runs.create_run(
         project=project,
         method=method,
         dataset=judged,
         policy=project.current_policy or pytest.fail(),
-        config={"rewards": [rule]} if METHODS[method].is_online else {},
+        config=given,
     )
     Run.objects.filter(pk=run.pk).update(state=State.QUEUED)
     lease, folder = claim(run)
@@ -343,3 +348,41 @@ def test_the_policy_of_any_method_is_a_candidate_with_its_name(
     assert (policy.state, policy.parent) == ("candidate", run.policy)
     run.refresh_from_db()
     assert run.next_round is not None and run.next_round.new_policy == policy
+
+
+# ---- a teacher
+
+
+def test_a_teacher_is_a_policy_of_the_project(manager: Client, project: Project, model: Artifact) -> None:
+    larger = factories.make_policy(project, "larger")
+    larger.location = "org/larger"
+    larger.save()
+    page = manager.get(f"{reverse('run_new', args=[project.slug])}?method=distillation").content.decode()
+    assert '<option value="org/larger">larger</option>' in page
+    post(manager, project, "distillation", teacher="org/larger")
+    run = Run.objects.latest("pk")
+    assert run.config["distillation"]["teacher"] == "org/larger"
+    assert run.config["distillation"]["system_prompt"] == "Be kind."
+
+
+def test_a_model_from_elsewhere_does_not_teach(manager: Client, project: Project, model: Artifact) -> None:
+    before = Run.objects.count()
+    answer = post(manager, project, "distillation", teacher="/srv/other/model")
+    assert "Select a valid choice" in answer.content.decode()
+    with pytest.raises(RunRefused, match="teacher is no policy of this project"):
+        create_run(
+            project=project,
+            method="distillation",
+            dataset=project.datasets.get(),
+            policy=project.policies.get(name="starter"),
+            config={"distillation": {"teacher": "/srv/other/model"}},
+        )
+    assert Run.objects.count() == before
+
+
+def test_without_teacher_and_system_prompt_the_form_says_what_is_missing(
+    manager: Client, project: Project, model: Artifact
+) -> None:
+    answer = post(manager, project, "distillation", system_prompt="")
+    assert answer.status_code == 422
+    assert "at least one of them" in answer.content.decode()

@@ -26,7 +26,9 @@ FIRST_OWN: dict[str, tuple[str, ...]] = {
     "rloo": ("rloo.completions_per_prompt", "rloo.beta"),
     "grpo": ("grpo.completions_per_prompt", "grpo.beta"),
     "rejection_sampling": ("rejection_sampling.completions_per_prompt",),
+    "distillation": ("distillation.teacher", "distillation.system_prompt", "distillation.on_policy"),
 }
+LONG_TEXTS = {"distillation.system_prompt"}
 
 
 @dataclass(frozen=True)
@@ -64,19 +66,20 @@ def first_of(method: str) -> tuple[str, ...]:
     """Keys of the settings that are asked for at once."""
     is_online = METHODS[method].is_online
     shared = FIRST_ONLINE if is_online else FIRST
-    length = ("sampling.max_new_tokens",) if is_online else ()
+    length = ("sampling.max_new_tokens",) if METHODS[method].draws else ()
     return (*shared, *FIRST_OWN.get(method, ()), *length, "tuning.kind")
 
 
-def field_of(setting: Setting, *, is_online: bool) -> forms.Field:
-    field = _field_of(setting, is_online=is_online)
+def field_of(setting: Setting, *, draws: bool) -> forms.Field:
+    """`draws`: the method writes while it learns, so that some settings mean more."""
+    field = _field_of(setting, draws=draws)
     if setting.key in OF_KINDS:
         field.widget.attrs["data-kinds"] = " ".join(OF_KINDS[setting.key])
     return field
 
 
-def _field_of(setting: Setting, *, is_online: bool) -> forms.Field:
-    label, help_text = words_of(setting.section, setting.name, is_online=is_online)
+def _field_of(setting: Setting, *, draws: bool) -> forms.Field:
+    label, help_text = words_of(setting.section, setting.name, draws=draws)
     kind = get_type_hints(SECTIONS[setting.section])[setting.name]
     said: dict[str, Any] = {"label": label, "help_text": help_text}
     if get_origin(kind) is Literal:
@@ -88,6 +91,8 @@ def _field_of(setting: Setting, *, is_online: bool) -> forms.Field:
         return forms.IntegerField(widget=forms.NumberInput(attrs={"step": 1}), **said)
     if kind is float:
         return forms.FloatField(widget=forms.NumberInput(attrs={"step": "any"}), **said)
+    if setting.key in LONG_TEXTS:
+        return forms.CharField(required=False, max_length=20_000, widget=forms.Textarea({"rows": 3}), **said)
     if kind is str:
         return forms.CharField(required=False, max_length=1000, **said)
     return forms.TypedChoiceField(  # left open: decided by the device

@@ -96,9 +96,22 @@ WORDS: dict[str, tuple[str, str]] = {
     "grpo.loss": ("Loss", "How a completion's tokens are averaged."),
     "grpo.missing_eos_penalty": ("Penalty for no end", "Taken from the reward of a completion that was cut."),
     "rejection_sampling.completions_per_prompt": ("Completions a prompt", "The best of them is learnt."),
+    "distillation.teacher": ("Teacher", "Whose way of writing is learnt, token by token."),
+    "distillation.system_prompt": (
+        "System prompt of the teacher",
+        "The teacher reads it before every prompt; the new policy learns to do without.",
+    ),
+    "distillation.on_policy": (
+        "Share that the student writes",
+        "1: the teacher only corrects what the policy writes itself; 0: it only shows.",
+    ),
+    "distillation.divergence": (
+        "Divergence",
+        "0: say all that the teacher would; 1: say only what it finds likely.",
+    ),
 }
 # Where a method draws its own completions, some of these mean more.
-WORDS_ONLINE: dict[str, tuple[str, str]] = {
+WORDS_DRAWING: dict[str, tuple[str, str]] = {
     "training.epochs": ("Epochs", "How often each prompt is answered."),
     "training.batch_size": ("Batch size", "Completions on the device at once."),
     "training.max_length": ("Longest row", "Tokens of prompt and completion; longer prompts are dropped."),
@@ -142,7 +155,7 @@ OF_KINDS = {
 }
 
 
-def words_of(section: str, name: str, *, is_online: bool = False) -> tuple[str, str]:
+def words_of(section: str, name: str, *, draws: bool = False) -> tuple[str, str]:
     """Label and help of a setting.
 
     >>> words_of("ppo", "clip")
@@ -151,5 +164,5 @@ def words_of(section: str, name: str, *, is_online: bool = False) -> tuple[str, 
     ('Some new size', '')
     """
     key = f"{section}.{name}"
-    known = WORDS_ONLINE.get(key) if is_online else None
+    known = WORDS_DRAWING.get(key) if draws else None
     return known or WORDS.get(key) or (name.replace("_", " ").capitalize(), "")

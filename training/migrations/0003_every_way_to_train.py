@@ -13,6 +13,6 @@ class Migration(migrations.Migration):
         migrations.AlterField(
             model_name='run',
             name='method',
-            field=models.CharField(choices=[('reward_model', 'Reward model'), ('sft', 'SFT'), ('dpo', 'DPO'), ('kto', 'KTO'), ('ppo', 'PPO'), ('rloo', 'RLOO'), ('grpo', 'GRPO'), ('rejection_sampling', 'Rejection sampling'), ('sample', 'Sample completions')], max_length=24),
+            field=models.CharField(choices=[('reward_model', 'Reward model'), ('sft', 'SFT'), ('dpo', 'DPO'), ('kto', 'KTO'), ('ppo', 'PPO'), ('rloo', 'RLOO'), ('grpo', 'GRPO'), ('rejection_sampling', 'Rejection sampling'), ('distillation', 'Distillation'), ('sample', 'Sample completions')], max_length=24),
         ),
     ]

@@ -140,7 +140,7 @@ class RunConfig:
                 _check(isinstance(location, str), f"policies.{name} is {location!r}: a folder or hub id")
             return
         _check(bool(self.model), "model: name the folder or hub id to start from")
-        if self.method == "distillation":
+        if METHODS[self.method].needs_teacher:
             taught = self.distillation.teacher or self.distillation.system_prompt
             _check(bool(taught), "distillation.teacher and system_prompt: at least one of them")
         if METHODS[self.method].is_online:

@@ -16,7 +16,13 @@ class Method:
     tables: tuple[str, ...] = ()
     section: str = ""  # of the recipe: the settings that are its own
     is_online: bool = False  # draws completions while it learns, and needs a reward
+    needs_teacher: bool = False  # draws completions while it learns, and needs somebody to learn from
     learns_from: str = ""  # for people: what has to be there, a sentence
+
+    @property
+    def draws(self) -> bool:
+        """Whether the policy writes while it learns: how it does so is part of what it learns."""
+        return self.is_online or self.needs_teacher
 
 
 METHODS: dict[str, Method] = {
@@ -95,6 +101,7 @@ METHODS: dict[str, Method] = {
             makes="policy",
             tables=("prompts",),
             section="distillation",
+            needs_teacher=True,
             learns_from="Prompts, and a teacher or a system prompt.",
         ),
         Method(name="sample", label="Sample completions", makes="completions"),
