@@ -37,6 +37,13 @@ METHODS: dict[str, Method] = {
             learns_from="Comparisons, rankings or ratings.",
         ),
         Method(
+            name="pretraining",
+            label="Continued pretraining",
+            makes="policy",
+            tables=("texts",),
+            learns_from="Texts of a field, without prompts.",
+        ),
+        Method(
             name="sft",
             label="SFT",
             makes="policy",
