@@ -14,6 +14,7 @@ pytestmark = pytest.mark.training
 
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+from transformers import TrainerCallback  # noqa: E402
 
 from training.rlhf import fitting, grpo, loading, progress, rendering, rloo, sampling  # noqa: E402
 from training.rlhf.config import RunConfig  # noqa: E402
@@ -36,10 +37,16 @@ def prompts(count: int) -> list[PromptRow]:
 
 
 def trainer_of(
-    folder: Path, policy: Path, method: str, *, rows: int = 6, test: int = 0, **sections: dict[str, Any]
+    folder: Path, policy: Path, method: str, *, rows: int = 6, test: int = 0, **sections: Any
 ) -> Any:
     """A trainer in a folder of its own; `own` is the section of its method."""
-    training = {"batch_size": 16, "learning_rate": 5e-3, "max_steps": 4, "epochs": 1000.0, "log_every": 1}
+    training: dict[str, Any] = {
+        "batch_size": 16,
+        "learning_rate": 5e-3,
+        "max_steps": 4,
+        "epochs": 1000.0,
+        "log_every": 1,
+    }
     training |= {"schedule": "constant", "warmup_ratio": 0.0, "bf16": False, "save_every": 100}
     own = {"completions_per_prompt": 4, "beta": 0.01, "missing_eos_penalty": 0.0}
     config = RunConfig.from_json(
@@ -166,7 +173,7 @@ def test_prompts_are_those_of_our_rendering_and_of_trls(
     trainer = trainer_of(tmp_path, tiny_policy, method)
     asked = [row.prompt for row in prompts(4)]
     ours, _, _ = trainer._tokenize_prompts(asked)
-    trls = type(trainer).__mro__[3]
+    trls: Any = type(trainer).__mro__[3]
     assert trls.__module__.startswith("trl.")
     theirs, _, _ = trls._tokenize_prompts(trainer, asked)
     assert ours == theirs == [rendering.prompt_ids(trainer.processing_class, one) for one in asked]
@@ -188,7 +195,7 @@ def test_a_run_that_resumes_ends_with_the_weights_of_one_that_ran_through(
     method: str, shape: str, tiny_policy: Path, tmp_path: Path
 ) -> None:
     """Six prompts at four a step are two steps an epoch: it stops within the second epoch, and again."""
-    sections = {name: dict(values) for name, values in SHAPES[shape].items()}
+    sections: dict[str, Any] = dict(SHAPES[shape])
     whole = sections.pop("training", {}) | {"max_steps": 9}
     through = fit(
         tmp_path / "whole", trainer_of(tmp_path / "whole", tiny_policy, method, training=whole, **sections)
@@ -205,7 +212,7 @@ def test_a_run_that_resumes_ends_with_the_weights_of_one_that_ran_through(
     assert logged(trainer, "reward")[-1] == last
 
 
-class StopAfter(fitting.TrainerCallback):
+class StopAfter(TrainerCallback):
     def __init__(self, step: int) -> None:
         self.step = step
 
@@ -248,12 +255,11 @@ def test_what_is_saved_is_the_policy_that_learnt(tiny_policy: Path, tmp_path: Pa
     saved, began = (load_file(folder / "model.safetensors") for folder in (run_dir.model, tiny_policy))
     assert saved.keys() == began.keys()
     assert not same(saved, began)
-    again = loading.load_policy(str(run_dir.model))
-    assert again.generation_config is not None
-    assert (
-        again.generation_config.eos_token_id
-        == loading.load_policy(str(tiny_policy)).generation_config.eos_token_id
-    )  # type: ignore[union-attr]
+    ends = [
+        loading.load_policy(str(folder)).generation_config.eos_token_id
+        for folder in (run_dir.model, tiny_policy)
+    ]
+    assert ends[0] == ends[1]
 
 
 @pytest.mark.parametrize(("rows", "at_once"), [(6, 4), (8, 4), (1, 4), (3, 7)])
