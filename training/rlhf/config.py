@@ -147,6 +147,7 @@ class RunConfig:
             _check(bool(self.rewards), f"rewards: {self.method} needs at least one reward function")
             names = [reward.name for reward in self.rewards]
             _check(len(set(names)) == len(names), "rewards: each needs a name of its own")
+            _check("missing_eos" not in names, "rewards: missing_eos is the penalty for a cut completion")
             for reward in self.rewards:
                 options_of(reward)
         if self.method in ("rloo", "grpo"):
