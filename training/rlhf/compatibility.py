@@ -1,7 +1,7 @@
 """Which kind of tuning goes with which method, asked before anything starts. Standard library only.
 
-The recipe refuses what is refused here (training.rlhf.config), so the page and the API do too. That everything
-else works is what `make matrix` shows, by running each pair; its table is docs/matrix.md.
+The recipe refuses what is refused here (training.rlhf.config), so the page and the API do too. That all other
+pairs work is what `make matrix` shows, by running each pair; its table is docs/matrix.md.
 """
 
 from training.rlhf.method_settings import ConfigError

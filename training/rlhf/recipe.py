@@ -9,26 +9,28 @@ import datasets
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from training.rlhf import dpo, evaluation, fitting, loading, rendering, reward_model, scoring
+from training.rlhf import adapters, dpo, evaluation, fitting, loading, rendering, reward_model, scoring
 from training.rlhf.config import RunConfig
 from training.rlhf.data import SPLITS, Fitting, Split, drop_too_long, read_for_dpo, read_for_reward_model
 from training.rlhf.estimate import length_limit
 from training.rlhf.failures import Refused
 from training.rlhf.progress import Cancelled, report
 from training.rlhf.run_dir import ProgressWriter, RunDir
-from training.rlhf.tuning import loaded_dtype
+from training.rlhf.tuning import loaded_dtype, quantisation
 
 datasets.disable_progress_bars()
 
 
 def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[str, Any]:
     """Train, and leave model/. Goes on from the last checkpoint. Returns what result.json says about it."""
+    adapters.refuse_as_start(config.model)
     tokenizer = loading.load_tokenizer(config.model)
     progress.write("Loading the model")
+    numbers: Any = {"dtype": loaded_dtype(config), "quantisation": quantisation(config)}
     if config.method == "dpo":
-        model = loading.load_policy(config.model, dtype=loaded_dtype(config))
+        model = loading.load_policy(config.model, **numbers)
     else:
-        model = loading.load_reward_base(config.model, seed=config.seed, dtype=loaded_dtype(config))
+        model = loading.load_reward_base(config.model, seed=config.seed, **numbers)
     loading.fit(model, tokenizer, where=config.model)
 
     progress.write("Reading the dataset")

@@ -24,7 +24,7 @@ from training.rlhf.data import Comparison, Element
 from training.rlhf.fitting import Checkpointed, settings
 from training.rlhf.preference_loss import comparison_loss, mean_over_elements, share_above
 from training.rlhf.run_dir import RunDir
-from training.rlhf.tuning import lora, make_ready, without_dropout
+from training.rlhf.tuning import make_ready, peft_config, prepare, without_dropout
 
 
 def tokenized(elements: list[Element], tokenizer: PreTrainedTokenizerBase, *, use_margin: bool) -> Dataset:
@@ -125,11 +125,12 @@ def make_trainer(
 ) -> ComparisonTrainer:
     training = config.training
     arguments = RewardConfig(
-        **settings(training, seed=config.seed, output_dir=run_dir.checkpoints),
+        **settings(training, seed=config.seed, output_dir=run_dir.checkpoints, tuning=config.tuning),
         max_length=None,
         remove_unused_columns=False,  # none is unused, and TRL does not know all
     )
     without_dropout(model)
+    prepare(model, config)
     trainer = ComparisonTrainer(
         model=model,
         args=arguments,
@@ -139,7 +140,7 @@ def make_trainer(
         else None,
         processing_class=tokenizer,
         data_collator=ElementCollator(pad_token_id=int(tokenizer.pad_token_id)),
-        peft_config=lora(config, task="SEQ_CLS"),
+        peft_config=peft_config(config, task="SEQ_CLS"),
     )
     make_ready(trainer.model, config)
     return trainer

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
+from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
-from training.rlhf import loading, rendering, scoring
+from training.rlhf import loading, rendering, scoring, virtual_tokens
 from training.rlhf.config import RunConfig, Sampling
 from training.rlhf.failures import Refused
 from training.rlhf.model_files import positions
@@ -62,8 +63,9 @@ def generate(
     All write a stretch of tokens, then those that have not ended write on, in full batches again. A batch
     that runs until its longest text ends spends most of its steps on padding; this takes 0.4 of the time.
     """
-    most = min(sampling.max_new_tokens, positions(model.config) - 1)
-    room = positions(model.config) - most
+    places = positions(model.config) - virtual_tokens.count(model)
+    most = min(sampling.max_new_tokens, places - 1)
+    room = places - most
     prompts = [rendering.prompt_ids(tokenizer, messages)[-room:] for messages in conversations]
     ends = _end_ids(model, tokenizer)
     written: list[list[int]] = [[] for _ in prompts]
@@ -169,12 +171,13 @@ class _StopWhenAsked(StoppingCriteria):
 @contextmanager
 def _its_own_distribution(model: PreTrainedModel) -> Iterator[None]:
     """Without the model's generation_config, from which transformers fills every setting that ours leaves."""
-    before = model.generation_config
-    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    before = base.generation_config
+    base.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        model.generation_config = before
+        base.generation_config = before
 
 
 @contextmanager
