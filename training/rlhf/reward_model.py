@@ -25,7 +25,7 @@ from training.rlhf.fitting import Checkpointed, settings
 from training.rlhf.preference_loss import comparison_loss, mean_over_elements, share_above
 from training.rlhf.row_checks import comparison_errors
 from training.rlhf.run_dir import RunDir, RunError
-from training.rlhf.tuning import lora, make_ready, without_dropout
+from training.rlhf.tuning import make_ready, peft_config, prepare, without_dropout
 
 
 def tables(run_dir: RunDir, config: RunConfig, split: Split) -> dict[str, list[Element]]:
@@ -137,11 +137,12 @@ def make_trainer(
 ) -> ComparisonTrainer:
     training = config.training
     arguments = RewardConfig(
-        **settings(training, seed=config.seed, output_dir=run_dir.checkpoints),
+        **settings(training, seed=config.seed, output_dir=run_dir.checkpoints, tuning=config.tuning),
         max_length=None,
         remove_unused_columns=False,  # none is unused, and TRL does not know all
     )
     without_dropout(model)
+    prepare(model, config)
     trainer = ComparisonTrainer(
         model=model,
         args=arguments,
@@ -151,7 +152,7 @@ def make_trainer(
         else None,
         processing_class=tokenizer,
         data_collator=ElementCollator(pad_token_id=int(tokenizer.pad_token_id)),
-        peft_config=lora(config, task="SEQ_CLS"),
+        peft_config=peft_config(config, task="SEQ_CLS"),
     )
     make_ready(trainer.model, config)
     return trainer
