@@ -181,6 +181,17 @@ class Checkpointed(Trainer):
         # Weights only: no pickled settings, and the tokenizer does not change.
         model: Any = self.model
         model.save_pretrained(output_dir, state_dict=state_dict)
+        self.save_beside(Path(str(output_dir)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.load_beside(Path(resume_from_checkpoint))
+
+    def save_beside(self, folder: Path) -> None:
+        """Write what is learnt beside the model's weights, into a checkpoint and into model/."""
+
+    def load_beside(self, folder: Path) -> None:
+        """Take it back from a checkpoint."""
 
 
 def fit(trainer: Trainer, *, run_dir: RunDir, progress: ProgressWriter) -> None:
@@ -217,6 +228,9 @@ def save_trained(
     for leftover in (draft, run_dir.model):
         shutil.rmtree(leftover, ignore_errors=True)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    draft.mkdir()
+    if isinstance(trainer, Checkpointed):
+        trainer.save_beside(draft)  # before anything is rounded
     if isinstance(model, PeftModel):
         model.save_pretrained(str(run_dir.path / "adapter"))
         model = model.float().merge_and_unload()

@@ -1,11 +1,11 @@
 """PURE: the loss of a whole ranking, Plackett-Luce. Tensors in, tensors out.
 
-The best is chosen among all with probability softmax(scores), the next among what is left, and so on (Plackett
-1975; Luce 1959). It is the partial likelihood of Cox's regression, and so are its ties: Efron's approximation
-(1977, "The efficiency of Cox's likelihood function for censored data", section 3). Of m completions on a rank,
-the one that comes l-th (from 0) is chosen from what is left without l/m of those on its rank. Breslow's, which
-leaves all of them in, is further from the mean over the orders that the tie leaves open
-(tests/training_rlhf/test_ranking_loss.py).
+The best is chosen among all with probability softmax(scores), the next among what is left, and so on
+(Plackett 1975, "The analysis of permutations"). That is the partial likelihood of Cox's regression, whose
+treatment of ties is taken too: Efron's (1977, "The efficiency of Cox's likelihood function for censored
+data"). Of m completions on a rank, the one that comes l-th (from 0) is chosen from what is left without l/m
+of those on its rank. Breslow's, which leaves all of them in, is further from the mean over the orders that
+the tie leaves open (tests/training_rlhf/test_ranking_loss.py).
 """
 
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor
 def plackett_luce(scores: Tensor, ranks: Tensor, *, mask: Tensor) -> Tensor:
     """Negative log-likelihood of each ranking; float32, shape (rankings,).
 
-    Shapes (rankings, completions): `scores`, `ranks` (lowest is best, equal is a tie, gaps do not matter), and
-    `mask`, False where a shorter ranking is padded. For two without a tie it is the loss of a sure comparison;
-    for two that are tied it is least, log 2, where both scores are equal.
+    Shapes (rankings, completions): `scores`, `ranks` (lowest is best, equal is a tie, gaps do not matter),
+    and `mask`, False where a shorter ranking is padded. For two without a tie it is the loss of a sure
+    comparison; for two that are tied it is least, log 2, where both scores are equal.
     """
     rank, other = ranks[:, :, None], ranks[:, None, :]
     there = mask[:, None, :]

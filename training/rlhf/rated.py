@@ -1,8 +1,8 @@
 """Ratings as a reward model learns from them: one element is one completion as one rater rated it.
 
-The table has a row for each criterion of the protocol. Which of them count is decided here: where a rater gave
-an overall verdict (criterion "" or "overall", any case), that alone, because people weigh criteria better than a
-mean does; otherwise all criteria alike. Standard library only.
+The table has a row for each criterion of the protocol. Which of them count is decided here: where a rater
+gave an overall verdict (criterion "" or "overall", in any case), that alone, because people weigh criteria
+better than a mean does; otherwise all criteria alike. Standard library only.
 """
 
 import json
@@ -72,7 +72,7 @@ def _key(messages: list[Message]) -> tuple[tuple[str, str], ...]:
 
 
 def scale_of(run_dir: RunDir, rated: Iterable[Rated]) -> list[float]:
-    """The ratings that there may be, lowest first: those seen, and what the protocols in the manifest allow."""
+    """The ratings that there may be, lowest first: those seen, and those that the protocols allow."""
     seen = {rating for one in rated for rating in one.ratings}
     path = run_dir.data / "manifest.json"
     allowed = scale_of_manifest(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None

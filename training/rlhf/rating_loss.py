@@ -1,13 +1,13 @@
 """PURE: the loss of one rating of one completion. Tensors in, tensors out.
 
-Ordinal: a proportional-odds model with cumulative links (McCullagh 1980, "Regression models for ordinal data",
-equation 2.4). The one score s of a completion meets K - 1 ordered cut points c, and rating number k (from 0)
-has the probability
+Ordinal: the proportional-odds model with cumulative links (McCullagh 1980, "Regression models for ordinal
+data", section 2). The one score s of a completion meets K - 1 ordered cut points c, and rating number k (from
+0) has the probability
 
     P(rating = k) = sigmoid(c[k] - s) - sigmoid(c[k - 1] - s),   c[-1] = -inf, c[K - 1] = inf
 
 so a difference of scores is a log-odds, as in the loss of a comparison. Regression: the squared error of the
-score as the standardised rating (HelpSteer2, 2406.08673, section 4.1, with one attribute).
+score as the standardised rating (as in HelpSteer2, 2406.08673, with one attribute).
 """
 
 import torch
