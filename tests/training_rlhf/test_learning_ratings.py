@@ -23,7 +23,7 @@ from training.rlhf import loading, rating_head, recipe, reward_model, scoring  #
 from training.rlhf.config import RunConfig, Training  # noqa: E402
 from training.rlhf.data import Element  # noqa: E402
 from training.rlhf.method_settings import RewardLearning  # noqa: E402
-from training.rlhf.rated import Rated, joined  # noqa: E402
+from training.rlhf.rated import Rated, joined, scale_of  # noqa: E402
 from training.rlhf.run_dir import ProgressWriter, RunDir  # noqa: E402
 from training.rlhf.single_rows import read_ratings  # noqa: E402
 
@@ -234,12 +234,12 @@ def test_the_scale_is_what_the_protocol_allows_or_else_what_was_given(tmp_path: 
     run_dir = RunDir(tmp_path)
     run_dir.data.mkdir()
     given = rated((2.0,), (4.0,))
-    assert reward_model.scale_of(run_dir, given) == [2, 4]
+    assert scale_of(run_dir, given) == [2, 4]
     rounds = [
         {"kind": "comparison", "protocol": {"options": {"strengths": 4}}},
         {"kind": "rating", "protocol": {"options": {"low": 1, "high": 5, "criteria": []}}},
     ]
     (run_dir.data / "manifest.json").write_text(json.dumps({"parents": {"rounds": rounds}}))
-    assert reward_model.scale_of(run_dir, given) == [1, 2, 3, 4, 5]
+    assert scale_of(run_dir, given) == [1, 2, 3, 4, 5]
     (run_dir.data / "manifest.json").write_text("{}")
-    assert reward_model.scale_of(run_dir, given) == [2, 4]
+    assert scale_of(run_dir, given) == [2, 4]

@@ -5,8 +5,10 @@ import math
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytestmark = pytest.mark.training
+
+import torch  # noqa: E402
 
 from training.rlhf.preference_loss import comparison_loss  # noqa: E402
 from training.rlhf.ranking_loss import plackett_luce  # noqa: E402
@@ -79,7 +81,7 @@ def test_padding_changes_neither_losses_nor_gradients() -> None:
     mask = torch.tensor([[True, True, False, False], [True] * 4])
     losses = plackett_luce(padded, ranks, mask=mask)
     assert losses.tolist() == pytest.approx([cost(short, [2, 1]), cost(long, [1, 2, 2, 3])])
-    losses.sum().backward()
+    torch.autograd.backward(losses.sum())
     gradient = padded.grad
     assert gradient is not None
     assert gradient[0, 2:].tolist() == [0, 0] and bool(torch.isfinite(gradient).all())
@@ -89,7 +91,7 @@ def test_padding_changes_neither_losses_nor_gradients() -> None:
 def test_a_gradient_is_what_a_small_step_changes() -> None:
     scores = torch.tensor([SCORES], dtype=torch.float32, requires_grad=True)
     ranks, mask = torch.tensor([[2, 2, 1, 3]]), torch.ones(1, 4) > 0
-    plackett_luce(scores, ranks, mask=mask).sum().backward()
+    torch.autograd.backward(plackett_luce(scores, ranks, mask=mask).sum())
     assert scores.grad is not None
     for place in range(4):
         step = [score + (0.01 if number == place else 0) for number, score in enumerate(SCORES)]
