@@ -32,7 +32,21 @@ RULE: dict[str, Any] = {"rule_1_kind": "length", "rule_1_text": "60"}
 
 
 @pytest.fixture
-def judged(project: Project, ann: User) -> PreferenceDataset:
+def judged(project: Project) -> PreferenceDataset:
+    """A dataset of comparisons and ratings, as pages see it: without its files."""
+    make_starter(project)
+    return listed(project, "all", "pairs", "ratings")
+
+
+def listed(project: Project, name: str, *tables: str) -> PreferenceDataset:
+    manifest = {"tables": {table: {"train": 9, "test": 1} for table in (*tables, "prompts")}}
+    return PreferenceDataset.objects.create(
+        project=project, name=name, rule="each_label", folder=name, digest=name, manifest=manifest
+    )
+
+
+@pytest.fixture
+def frozen(project: Project, ann: User) -> PreferenceDataset:
     """Two rounds in one dataset: comparisons, and ratings."""
     starter = make_starter(project)
     compared = compared_round(project, [ann], [[2], [-1], [3], [1]])
@@ -161,11 +175,10 @@ def test_the_page_groups_the_methods_and_marks_the_one_that_is_shown(
 
 
 def test_a_method_without_its_rows_says_what_is_missing_and_is_no_link(
-    manager: Client, project: Project, ann: User
+    manager: Client, project: Project
 ) -> None:
     make_starter(project)
-    compared = compared_round(project, [ann], [[2], [-1]])
-    datasets.freeze(project=project, rounds=[compared], rule="each_label", name="pairs")
+    listed(project, "pairs", "pairs")
     page = manager.get(reverse("run_new", args=[project.slug]), {"method": "dpo"}).content.decode()
     assert 'href="?method=ppo"' in page and 'href="?method=kto"' not in page
     assert "No dataset has what it learns from: single completions that were rated." in page
@@ -182,10 +195,9 @@ def test_what_a_dataset_does_not_hold_is_not_offered(tables: dict[str, Any], pro
 
 
 def test_the_datasets_on_offer_are_those_that_the_method_learns_from(
-    manager: Client, project: Project, judged: PreferenceDataset, ann: User
+    manager: Client, project: Project, judged: PreferenceDataset
 ) -> None:
-    compared = compared_round(project, [ann], [[2], [-1]])
-    pairs = datasets.freeze(project=project, rounds=[compared], rule="each_label", name="pairs")
+    pairs = listed(project, "pairs", "pairs")
     address = reverse("run_new", args=[project.slug])
 
     def offered(method: str) -> list[PreferenceDataset]:
@@ -319,7 +331,7 @@ def test_the_run_names_its_rewards_and_has_a_chart_for_each(
 
 @pytest.mark.parametrize("method", [m for m in TRAINABLE if METHODS[m].makes == "policy"])
 def test_the_policy_of_any_method_is_a_candidate_with_its_name(
-    method: str, project: Project, judged: PreferenceDataset
+    method: str, project: Project, frozen: PreferenceDataset
 ) -> None:
     from tests.training.test_results import claim, leave_model
     from training import results, runs
@@ -328,7 +340,7 @@ def test_the_policy_of_any_method_is_a_candidate_with_its_name(
     run = runs.create_run(
         project=project,
         method=method,
-        dataset=judged,
+        dataset=frozen,
         policy=project.current_policy or pytest.fail(),
         config={"rewards": [rule]} if METHODS[method].is_online else {},
     )

@@ -96,7 +96,7 @@ def reward_fields(project: Project, models: list[Artifact]) -> dict[str, forms.F
 
 def _called(model: Artifact) -> str:
     accuracy = model.run.evaluation.get("accuracy")
-    right = f", {accuracy:.0%} right".replace("%", " %") if isinstance(accuracy, float) else ""
+    right = f", {accuracy * 100:.0f}\u00a0% right" if isinstance(accuracy, float) else ""
     return f"Run {model.run_id}, on {model.run.dataset}{right}"
 
 
