@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from training.rlhf.method_settings import (
     ConfigError,
+    Distillation,
     Dpo,
     Grpo,
     Kto,
@@ -20,6 +21,7 @@ from training.rlhf.method_settings import (
 )
 from training.rlhf.method_settings import check as _check
 from training.rlhf.methods import METHODS
+from training.rlhf.reward_options import options_of
 
 __all__ = ["FORMAT", "HUB_ID", "ConfigError", "RunConfig", "Sampling", "Training", "Tuning", "upgraded"]
 
@@ -125,6 +127,7 @@ class RunConfig:
     rloo: Rloo = field(default_factory=Rloo)
     grpo: Grpo = field(default_factory=Grpo)
     rejection_sampling: RejectionSampling = field(default_factory=RejectionSampling)
+    distillation: Distillation = field(default_factory=Distillation)
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -137,10 +140,31 @@ class RunConfig:
                 _check(isinstance(location, str), f"policies.{name} is {location!r}: a folder or hub id")
             return
         _check(bool(self.model), "model: name the folder or hub id to start from")
+        if self.method == "distillation":
+            taught = self.distillation.teacher or self.distillation.system_prompt
+            _check(bool(taught), "distillation.teacher and system_prompt: at least one of them")
         if METHODS[self.method].is_online:
             _check(bool(self.rewards), f"rewards: {self.method} needs at least one reward function")
             names = [reward.name for reward in self.rewards]
             _check(len(set(names)) == len(names), "rewards: each needs a name of its own")
+            for reward in self.rewards:
+                options_of(reward)
+        if self.method in ("rloo", "grpo"):
+            self._check_groups()
+
+    def _check_groups(self) -> None:
+        """All completions of a prompt are in one step, where they are compared with each other."""
+        section: Rloo | Grpo = getattr(self, self.method)
+        at_once = self.training.batch_size * self.training.gradient_accumulation
+        _check(
+            at_once % section.completions_per_prompt == 0,
+            f"{self.method}.completions_per_prompt is {section.completions_per_prompt}, which does not "
+            f"divide the {at_once} completions of a step (batch_size times gradient_accumulation)",
+        )
+        _check(
+            self.sampling.temperature > 0,
+            f"sampling.temperature is 0: {self.method} compares completions that differ",
+        )
 
     def to_json(self) -> dict[str, Any]:
         """What config.json holds: of the methods' own sections, only that of this method."""

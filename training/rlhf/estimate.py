@@ -38,6 +38,11 @@ def length_limit(config: RunConfig, model_config: PretrainedConfig) -> int:
     return min(config.training.max_length, positions(model_config))
 
 
+def row_limit(table: str, config: RunConfig, model_config: PretrainedConfig) -> int:
+    """Tokens that a row of a table may have: a prompt needs room for what is written after it."""
+    return (held_out.limit_of if table == "prompts" else length_limit)(config, model_config)
+
+
 def of(
     config: RunConfig,
     model_config: PretrainedConfig,

@@ -10,8 +10,10 @@ from typing import Any, Protocol, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from training.rlhf import rewards
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Row, Split
+from training.rlhf.methods import METHODS
 from training.rlhf.run_dir import ProgressWriter, RunDir, RunError
 
 
@@ -56,10 +58,21 @@ def row_errors(config: RunConfig, train: list[Row], *, run_dir: RunDir) -> list[
     return [] if errors is None else errors(train, config=config, where=str(run_dir.data))
 
 
-def setting_errors(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[list[RunError], list[str]]:
-    """Errors and warnings of what the method needs beside rows, such as rewards (`check` in its module)."""
-    check = getattr(_module(config.method), "check", None)
-    return ([], []) if check is None else check(config, tokenizer)
+def setting_errors(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, run_dir: RunDir
+) -> tuple[list[RunError], list[str]]:
+    """Errors and warnings of what the method needs beside rows: rewards, a teacher (`check` in its module).
+
+    `cautions` in its module looks at the files once more and gives warnings.
+    """
+    module = _module(config.method)
+    check = getattr(module, "check", None)
+    errors, warnings = ([], []) if check is None else check(config, tokenizer)
+    if METHODS[config.method].is_online:
+        of_rewards = rewards.problems(config)
+        errors, warnings = [*errors, *of_rewards[0]], [*warnings, *of_rewards[1]]
+    cautions = getattr(module, "cautions", None)
+    return errors, [*warnings, *([] if cautions is None else cautions(run_dir, config))]
 
 
 def opening_words(method: str) -> str:

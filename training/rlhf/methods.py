@@ -89,6 +89,14 @@ METHODS: dict[str, Method] = {
             is_online=True,
             learns_from="Prompts, and a reward.",
         ),
+        Method(
+            name="distillation",
+            label="Distillation",
+            makes="policy",
+            tables=("prompts",),
+            section="distillation",
+            learns_from="Prompts, and a teacher or a system prompt.",
+        ),
         Method(name="sample", label="Sample completions", makes="completions"),
     )
 }

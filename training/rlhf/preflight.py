@@ -49,17 +49,22 @@ def _check(run_dir: RunDir, config: RunConfig) -> Preflight:
 
     count_tokens = _counter(tokenizer)
     limit = estimate.length_limit(config, model_config)
-    parts = row_checks.read_parts(run_dir, config, limit=limit, count_tokens=count_tokens)
+    parts = row_checks.read_parts(
+        run_dir,
+        config,
+        limit_of=lambda table: estimate.row_limit(table, config, model_config),
+        count_tokens=count_tokens,
+    )
     train, test = (row_checks.of_split(parts, split) for split in ("train", "test"))
     rows: dict[str, dict[str, dict[str, int]]] = {}
     for (table, split), part in parts.items():
         rows.setdefault(table, {})[split] = row_checks.figures(part)
     prompts = held_out.read(run_dir, config, tokenizer, model_config) if makes_policy else None
     if prompts:
-        rows["prompts"] = {"test": _prompt_figures(prompts)}
+        rows.setdefault("prompts", {})["test"] = _prompt_figures(prompts)
     errors += row_checks.errors(parts, train, config=config, run_dir=run_dir, limit=limit)
     errors += learners.row_errors(config, train, run_dir=run_dir)
-    needed, cautions = learners.setting_errors(config, tokenizer)
+    needed, cautions = learners.setting_errors(config, tokenizer, run_dir=run_dir)
     errors += needed
     errors += _prompt_errors(prompts, config) + _template_errors(tokenizer, config)
     guess = {}

@@ -65,7 +65,7 @@ def generate(
     most = min(sampling.max_new_tokens, positions(model.config) - 1)
     room = positions(model.config) - most
     prompts = [rendering.prompt_ids(tokenizer, messages)[-room:] for messages in conversations]
-    ends = _end_ids(model, tokenizer)
+    ends = end_ids_of(model, tokenizer)
     written: list[list[int]] = [[] for _ in prompts]
     # Prompts of like length share a batch, so that little is padded.
     writing = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
@@ -76,8 +76,8 @@ def generate(
         for start in range(0, len(writing), sampling.batch_size):
             batch = writing[start : start + sampling.batch_size]
             rows = [[*prompts[index], *written[index]] for index in batch]
-            config = _generation_config(tokenizer, sampling, ends=ends, tokens=tokens)
-            with _threads_for(model), _its_own_distribution(model):
+            config = generation_config(tokenizer, sampling, ends=ends, tokens=tokens)
+            with threads_for(model), own_distribution(model):
                 texts = _write_on(model, tokenizer, rows, config, seed + draws)
             for index, new in zip(batch, texts, strict=True):
                 written[index] += new
@@ -167,7 +167,7 @@ class _StopWhenAsked(StoppingCriteria):
 
 
 @contextmanager
-def _its_own_distribution(model: PreTrainedModel) -> Iterator[None]:
+def own_distribution(model: PreTrainedModel) -> Iterator[None]:
     """Without the model's generation_config, from which transformers fills every setting that ours leaves."""
     before = model.generation_config
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
@@ -178,7 +178,7 @@ def _its_own_distribution(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def _threads_for(model: PreTrainedModel) -> Iterator[None]:
+def threads_for(model: PreTrainedModel) -> Iterator[None]:
     """One thread for a small model on the CPU: steps are so short that two wait more than they work."""
     if model.device.type != "cpu" or model.num_parameters() > _SMALL:
         yield
@@ -214,7 +214,7 @@ def _write_on(
     return [_through_end(row, config.eos_token_id) for row in output[:, ids.shape[1] :].tolist()]
 
 
-def _generation_config(
+def generation_config(
     tokenizer: PreTrainedTokenizerBase, sampling: Sampling, *, ends: list[int], tokens: int
 ) -> GenerationConfig:
     draws = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
@@ -226,7 +226,7 @@ def _generation_config(
     )
 
 
-def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_ids_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     declared = model.generation_config.eos_token_id if model.generation_config is not None else None
     more = declared if isinstance(declared, list) else [declared] if declared is not None else []
     return sorted({*rendering.end_ids(tokenizer), *more})
