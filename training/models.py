@@ -55,6 +55,7 @@ class Run(models.Model):
         RLOO = "rloo", METHODS["rloo"].label
         GRPO = "grpo", METHODS["grpo"].label
         REJECTION_SAMPLING = "rejection_sampling", METHODS["rejection_sampling"].label
+        DISTILLATION = "distillation", METHODS["distillation"].label
         SAMPLE = "sample", METHODS["sample"].label
 
     class State(models.TextChoices):

@@ -28,6 +28,8 @@ from training.views.method_choice import GROUPS, WHEN, choices
 State = Run.State
 __all__ = ["manager"]  # a fixture
 ONLINE = [name for name in TRAINABLE if METHODS[name].is_online]
+# What a method does not run without, in the form and in a recipe.
+NEEDS: dict[str, dict[str, Any]] = {"distillation": {"system_prompt": "Be kind."}}
 RULE: dict[str, Any] = {"rule_1_kind": "length", "rule_1_text": "60"}
 
 
@@ -71,7 +73,13 @@ def reward_model_on(dataset: PreferenceDataset, folder: str = "/runs/1/model") -
 
 def post(manager: Client, project: Project, method: str, **changes: Any) -> Any:
     address = f"{reverse('run_new', args=[project.slug])}?method={method}"
-    return manager.post(address, settings_of(manager.get(address), **changes))
+    return manager.post(address, settings_of(manager.get(address), **NEEDS.get(method, {}) | changes))
+
+
+def recipe_needed(method: str) -> dict[str, Any]:
+    rewards = [{"name": "length", "kind": "length", "options": {"target": 60}}]
+    own = {method: NEEDS[method]} if method in NEEDS else {}
+    return {**own, "rewards": rewards} if METHODS[method].is_online else own
 
 
 # ---- the table of methods and what hangs on it
@@ -112,9 +120,7 @@ def test_each_setting_has_a_field_of_its_own(method: str) -> None:
 @pytest.mark.parametrize("defaults", [SMALL, USUAL], ids=["small", "usual"])
 @pytest.mark.parametrize("method", TRAINABLE)
 def test_the_defaults_of_every_method_are_a_recipe(method: str, defaults: dict[str, Any]) -> None:
-    reward = {"name": "length", "kind": "length", "options": {"target": 60}}
-    rewards = [reward] if METHODS[method].is_online else []
-    given = {"method": method, "model": "org/starter", "rewards": rewards}
+    given = {"method": method, "model": "org/starter", **recipe_needed(method)}
     config = RunConfig.from_json(merged(defaults[method], given))
     if method in ("rloo", "grpo"):
         at_once = config.training.batch_size * config.training.gradient_accumulation
@@ -191,7 +197,7 @@ def test_what_a_dataset_does_not_hold_is_not_offered(tables: dict[str, Any], pro
         project=project, name="odd", rule="each_label", folder="o", digest="o", manifest=tables
     )
     offered = {choice.method for _, found in choices(project) for choice in found if not choice.missing}
-    assert offered == (set(ONLINE) if tables.get("tables") else set())
+    assert offered == ({*ONLINE, "distillation"} if tables.get("tables") else set())
 
 
 def test_the_datasets_on_offer_are_those_that_the_method_learns_from(
@@ -287,6 +293,23 @@ def test_a_pair_of_thresholds_that_cross_is_refused_beside_its_field(
     assert answer.context["form"].errors == {"bad_to": ["Bad up to is 5.0: below Good from (4.0)"]}
 
 
+@pytest.mark.parametrize(
+    ("changes", "beside", "said"),
+    [
+        ({"system_prompt": ""}, ["teacher", "system_prompt"], "at least one of them"),
+        ({"teacher": "/etc"}, ["teacher"], "outside the folders for models"),
+        ({"teacher": "no such thing!"}, ["teacher"], "neither an absolute folder nor a hub id"),
+    ],
+)
+def test_a_teacher_has_to_lie_where_a_policy_may(
+    changes: dict[str, Any], beside: list[str], said: str, manager: Client, project: Project, model: Artifact
+) -> None:
+    answer = post(manager, project, "distillation", **changes)
+    errors = answer.context["form"].errors
+    assert list(errors) == beside and said in errors[beside[0]][0]
+    assert Run.objects.count() == 1
+
+
 def test_the_reward_model_of_another_project_is_not_offered(
     manager: Client, project: Project, model: Artifact, ann: User
 ) -> None:
@@ -336,13 +359,12 @@ def test_the_policy_of_any_method_is_a_candidate_with_its_name(
     from tests.training.test_results import claim, leave_model
     from training import results, runs
 
-    rule = {"name": "length", "kind": "length", "options": {"target": 60}}
     run = runs.create_run(
         project=project,
         method=method,
         dataset=frozen,
         policy=project.current_policy or pytest.fail(),
-        config={"rewards": [rule]} if METHODS[method].is_online else {},
+        config=recipe_needed(method),
     )
     Run.objects.filter(pk=run.pk).update(state=State.QUEUED)
     lease, folder = claim(run)

@@ -213,7 +213,7 @@ def filled_in(rewards: list[dict[str, Any]], models: list[Artifact]) -> dict[str
             values |= {f"judge_{name}": options.get(name, "") for name in ("rubric", "model")}
         elif kind == "python":
             values |= {"python_function": options.get("function", ""), "python_weight": weight}
-        elif row < RULES:
+        elif kind in KINDS and row < RULES:
             row += 1
             said = {"kind": kind, "text": in_words(kind, options), "weight": weight, "name": reward["name"]}
             values |= {f"rule_{row}_{name}": value for name, value in said.items()}

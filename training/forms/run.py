@@ -68,7 +68,7 @@ class RunForm(forms.Form):
         kwargs["initial"] = {**filled_in, **chosen}
         super().__init__(*args, **kwargs)
         for setting in self.settings_read:
-            self.fields[setting.field] = setting_fields.field_of(setting, is_online=self.learns.is_online)
+            self.fields[setting.field] = setting_fields.field_of(setting, method=method)
         self._choose_from("dataset", datasets_to_learn_from(project, method))
         self._choose_from("policy", policies)
         models = reward_models(project)

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from django import forms
 
-from training.forms.setting_words import CHOICES, OF_KINDS, words_of
+from training.forms.setting_words import CHOICES, LONG_TEXTS, OF_KINDS, words_of
 from training.rlhf.config import RunConfig
 from training.rlhf.methods import METHODS
 
@@ -18,7 +18,7 @@ SECTIONS: dict[str, Any] = {
 }
 # Asked for at once, before the page is opened further, in this order.
 FIRST = ("training.learning_rate", "training.epochs", "training.batch_size")
-FIRST_ONLINE = ("training.learning_rate", "training.max_steps", "training.batch_size")
+FIRST_WRITING = ("training.learning_rate", "training.max_steps", "training.batch_size")
 FIRST_OWN: dict[str, tuple[str, ...]] = {
     "dpo": ("dpo.beta",),
     "kto": ("kto.beta", "kto.good_from", "kto.bad_to"),
@@ -26,6 +26,7 @@ FIRST_OWN: dict[str, tuple[str, ...]] = {
     "rloo": ("rloo.completions_per_prompt", "rloo.beta"),
     "grpo": ("grpo.completions_per_prompt", "grpo.beta"),
     "rejection_sampling": ("rejection_sampling.completions_per_prompt",),
+    "distillation": ("distillation.teacher", "distillation.system_prompt", "distillation.on_policy"),
 }
 
 
@@ -60,23 +61,27 @@ def settings_of(method: str) -> list[Setting]:
     return list(found.values())
 
 
+def writes_to_learn(method: str) -> bool:
+    """Whether completions are written for training, by the policy or its teacher."""
+    return METHODS[method].is_online or method == "distillation"
+
+
 def first_of(method: str) -> tuple[str, ...]:
     """Keys of the settings that are asked for at once."""
-    is_online = METHODS[method].is_online
-    shared = FIRST_ONLINE if is_online else FIRST
-    length = ("sampling.max_new_tokens",) if is_online else ()
+    shared = FIRST_WRITING if writes_to_learn(method) else FIRST
+    length = ("sampling.max_new_tokens",) if writes_to_learn(method) else ()
     return (*shared, *FIRST_OWN.get(method, ()), *length, "tuning.kind")
 
 
-def field_of(setting: Setting, *, is_online: bool) -> forms.Field:
-    field = _field_of(setting, is_online=is_online)
+def field_of(setting: Setting, *, method: str) -> forms.Field:
+    field = _field_of(setting, writes=writes_to_learn(method))
     if setting.key in OF_KINDS:
         field.widget.attrs["data-kinds"] = " ".join(OF_KINDS[setting.key])
     return field
 
 
-def _field_of(setting: Setting, *, is_online: bool) -> forms.Field:
-    label, help_text = words_of(setting.section, setting.name, is_online=is_online)
+def _field_of(setting: Setting, *, writes: bool) -> forms.Field:
+    label, help_text = words_of(setting.section, setting.name, writes=writes)
     kind = get_type_hints(SECTIONS[setting.section])[setting.name]
     said: dict[str, Any] = {"label": label, "help_text": help_text}
     if get_origin(kind) is Literal:
@@ -89,7 +94,9 @@ def _field_of(setting: Setting, *, is_online: bool) -> forms.Field:
     if kind is float:
         return forms.FloatField(widget=forms.NumberInput(attrs={"step": "any"}), **said)
     if kind is str:
-        return forms.CharField(required=False, max_length=1000, **said)
+        if setting.key in LONG_TEXTS:
+            said["widget"] = forms.Textarea(attrs={"rows": 3})
+        return forms.CharField(required=False, max_length=10_000, **said)
     return forms.TypedChoiceField(  # left open: decided by the device
         required=False,
         choices=[("", "Where a GPU can"), ("True", "Yes"), ("False", "No")],

@@ -56,7 +56,7 @@ REWARD = Curve(
     title="Reward",
     meaning="What a completion earns on average, before the price of KL: this is what should rise. Read some "
     "completions too: a reward that rises fast may have been tricked.",
-    lines={"mean": ("reward/mean", "reward")},
+    lines={"mean": ("reward/mean", "reward"), "best of a prompt": ("reward_best",)},
 )
 KL = Curve(
     title="KL to the reference",
@@ -169,6 +169,14 @@ BY_METHOD: dict[str, tuple[Curve, ...]] = {
     "grpo": (REWARD, KL, ENTROPY, LENGTH, *OF_GROUPS, ONLINE_LOSS),
     "rejection_sampling": (REWARD, *OF_EXAMPLES, LENGTH),
     "sft": OF_EXAMPLES,
+    "distillation": (
+        Curve(
+            title="Loss",
+            meaning="How far the policy is from its teacher, token by token: 0 is no difference.",
+            lines=LOSS.lines,
+        ),
+        LENGTH,
+    ),
 }
 
 

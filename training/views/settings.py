@@ -3,7 +3,7 @@
 from typing import Any
 
 from training.forms import rewards
-from training.forms.setting_fields import sections_of
+from training.forms.setting_fields import sections_of, writes_to_learn
 from training.forms.setting_words import CHOICES, words_of
 from training.models import Run
 from training.rlhf.config import upgraded
@@ -50,12 +50,12 @@ def _content(reward: dict[str, Any]) -> str:
         case "python":
             return str(options.get("function", ""))
         case kind:
-            return f"{rewards.KINDS.get(kind, kind).lower()}: {rewards.in_words(kind, options)}"
+            words = rewards.KINDS.get(kind, kind.replace("_", " ")).lower()
+            return f"{words}: {rewards.in_words(kind, options)}".rstrip(": ")
 
 
 def _label(run: Run, section: str, name: str) -> str:
-    is_online = METHODS[run.method].is_online
-    return WORDS.get(f"{section}.{name}") or words_of(section, name, is_online=is_online)[0]
+    return WORDS.get(f"{section}.{name}") or words_of(section, name, writes=writes_to_learn(run.method))[0]
 
 
 def _value(section: str, name: str, value: Any) -> Any:
