@@ -6,7 +6,9 @@ from labeling.models import Policy, PreferenceDataset, Project
 from training.models import Artifact, Run
 from training.rlhf.methods import METHODS
 
-TRAINABLE = tuple(name for name, method in METHODS.items() if method.tables)  # every method but sampling
+FROZEN = {"pairs", "rankings", "ratings", "prompts"}  # tables that a dataset of a project may hold
+# Every method but sampling, and those whose rows no project holds: they are run by hand, from a folder.
+TRAINABLE = tuple(name for name, method in METHODS.items() if FROZEN.intersection(method.tables))
 LABELLED = ("pairs", "rankings", "ratings", "unpaired", "demonstrations")  # tables that say what is good
 
 

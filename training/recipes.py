@@ -17,7 +17,7 @@ ROWS: dict[str, Any] = {
     "max_length": 256,
     "group_by_length": True,
 }
-# An online method learns from prompts, and a step draws a batch of completions: steps, not epochs, end it.
+# Where a step draws a batch of completions for training: steps, not epochs, end it.
 DRAWS: dict[str, Any] = {"learning_rate": 3e-4, "epochs": 1.0, "max_steps": 40, "max_length": 256}
 SMALL: dict[str, dict[str, Any]] = {
     Run.Method.REWARD_MODEL: {"training": ROWS},
@@ -41,7 +41,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "sampling": STORIES,
     },
     Run.Method.REJECTION_SAMPLING: {"training": ROWS, "sampling": STORIES},
-    Run.Method.DISTILLATION: {"training": ROWS, "sampling": STORIES},
+    Run.Method.DISTILLATION: {"training": {**DRAWS, "batch_size": 32}, "sampling": STORIES},
 }
 # For any other policy: adapters, at the rates that LoRA is usually trained with.
 ADAPTERS: dict[str, Any] = {"kind": "lora"}
@@ -81,11 +81,7 @@ USUAL: dict[str, dict[str, Any]] = {
         "training": {**LONG_ROWS, "learning_rate": 1e-4},
         "sampling": ANSWERS,
     },
-    Run.Method.DISTILLATION: {
-        "tuning": ADAPTERS,
-        "training": {**LONG_ROWS, "learning_rate": 1e-4},
-        "sampling": ANSWERS,
-    },
+    Run.Method.DISTILLATION: {"tuning": ADAPTERS, "training": LONG_DRAWS, "sampling": ANSWERS},
 }
 
 

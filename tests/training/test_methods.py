@@ -22,18 +22,33 @@ from training.models import Artifact, Run
 from training.recipes import SMALL, USUAL, merged
 from training.rlhf.config import RunConfig
 from training.rlhf.methods import METHODS
-from training.runs import RunRefused, create_run
 from training.views.curves import BY_METHOD, curves_of
 from training.views.method_choice import GROUPS, WHEN, choices
 
 State = Run.State
 __all__ = ["manager"]  # a fixture
 ONLINE = [name for name in TRAINABLE if METHODS[name].is_online]
+# What a method does not run without, in the form and in a recipe.
+NEEDS: dict[str, dict[str, Any]] = {"distillation": {"system_prompt": "Be kind."}}
 RULE: dict[str, Any] = {"rule_1_kind": "length", "rule_1_text": "60"}
 
 
 @pytest.fixture
-def judged(project: Project, ann: User) -> PreferenceDataset:
+def judged(project: Project) -> PreferenceDataset:
+    """A dataset of comparisons and ratings, as pages see it: without its files."""
+    make_starter(project)
+    return listed(project, "all", "pairs", "ratings")
+
+
+def listed(project: Project, name: str, *tables: str) -> PreferenceDataset:
+    manifest = {"tables": {table: {"train": 9, "test": 1} for table in (*tables, "prompts")}}
+    return PreferenceDataset.objects.create(
+        project=project, name=name, rule="each_label", folder=name, digest=name, manifest=manifest
+    )
+
+
+@pytest.fixture
+def frozen(project: Project, ann: User) -> PreferenceDataset:
     """Two rounds in one dataset: comparisons, and ratings."""
     starter = make_starter(project)
     compared = compared_round(project, [ann], [[2], [-1], [3], [1]])
@@ -58,17 +73,22 @@ def reward_model_on(dataset: PreferenceDataset, folder: str = "/runs/1/model") -
 
 def post(manager: Client, project: Project, method: str, **changes: Any) -> Any:
     address = f"{reverse('run_new', args=[project.slug])}?method={method}"
-    taught = {"system_prompt": "Be kind."} if method == "distillation" else {}
-    return manager.post(address, settings_of(manager.get(address), **{**taught, **changes}))
+    return manager.post(address, settings_of(manager.get(address), **NEEDS.get(method, {}) | changes))
+
+
+def recipe_needed(method: str) -> dict[str, Any]:
+    rewards = [{"name": "length", "kind": "length", "options": {"target": 60}}]
+    own = {method: NEEDS[method]} if method in NEEDS else {}
+    return {**own, "rewards": rewards} if METHODS[method].is_online else own
 
 
 # ---- the table of methods and what hangs on it
 
 
 def test_every_method_of_the_table_is_a_method_of_a_run() -> None:
-    assert set(Run.Method.values) == set(METHODS)
+    assert set(Run.Method.values) == {*TRAINABLE, "sample"}
     assert {value: str(label) for value, label in Run.Method.choices} == {
-        name: method.label for name, method in METHODS.items()
+        name: METHODS[name].label for name in (*TRAINABLE, "sample")
     }
 
 
@@ -100,11 +120,8 @@ def test_each_setting_has_a_field_of_its_own(method: str) -> None:
 @pytest.mark.parametrize("defaults", [SMALL, USUAL], ids=["small", "usual"])
 @pytest.mark.parametrize("method", TRAINABLE)
 def test_the_defaults_of_every_method_are_a_recipe(method: str, defaults: dict[str, Any]) -> None:
-    reward = {"name": "length", "kind": "length", "options": {"target": 60}}
-    rewards = [reward] if METHODS[method].is_online else []
-    given = {"method": method, "model": "org/starter", "rewards": rewards}
-    own = {"distillation": {"teacher": "org/larger"}} if method == "distillation" else {}
-    config = RunConfig.from_json(merged(defaults[method], given | own))
+    given = {"method": method, "model": "org/starter", **recipe_needed(method)}
+    config = RunConfig.from_json(merged(defaults[method], given))
     if method in ("rloo", "grpo"):
         at_once = config.training.batch_size * config.training.gradient_accumulation
         assert at_once % getattr(config, method).completions_per_prompt == 0
@@ -164,11 +181,10 @@ def test_the_page_groups_the_methods_and_marks_the_one_that_is_shown(
 
 
 def test_a_method_without_its_rows_says_what_is_missing_and_is_no_link(
-    manager: Client, project: Project, ann: User
+    manager: Client, project: Project
 ) -> None:
     make_starter(project)
-    compared = compared_round(project, [ann], [[2], [-1]])
-    datasets.freeze(project=project, rounds=[compared], rule="each_label", name="pairs")
+    listed(project, "pairs", "pairs")
     page = manager.get(reverse("run_new", args=[project.slug]), {"method": "dpo"}).content.decode()
     assert 'href="?method=ppo"' in page and 'href="?method=kto"' not in page
     assert "No dataset has what it learns from: single completions that were rated." in page
@@ -185,10 +201,9 @@ def test_what_a_dataset_does_not_hold_is_not_offered(tables: dict[str, Any], pro
 
 
 def test_the_datasets_on_offer_are_those_that_the_method_learns_from(
-    manager: Client, project: Project, judged: PreferenceDataset, ann: User
+    manager: Client, project: Project, judged: PreferenceDataset
 ) -> None:
-    compared = compared_round(project, [ann], [[2], [-1]])
-    pairs = datasets.freeze(project=project, rounds=[compared], rule="each_label", name="pairs")
+    pairs = listed(project, "pairs", "pairs")
     address = reverse("run_new", args=[project.slug])
 
     def offered(method: str) -> list[PreferenceDataset]:
@@ -278,6 +293,23 @@ def test_a_pair_of_thresholds_that_cross_is_refused_beside_its_field(
     assert answer.context["form"].errors == {"bad_to": ["Bad up to is 5.0: below Good from (4.0)"]}
 
 
+@pytest.mark.parametrize(
+    ("changes", "beside", "said"),
+    [
+        ({"system_prompt": ""}, ["teacher", "system_prompt"], "at least one of them"),
+        ({"teacher": "/etc"}, ["teacher"], "outside the folders for models"),
+        ({"teacher": "no such thing!"}, ["teacher"], "neither an absolute folder nor a hub id"),
+    ],
+)
+def test_a_teacher_has_to_lie_where_a_policy_may(
+    changes: dict[str, Any], beside: list[str], said: str, manager: Client, project: Project, model: Artifact
+) -> None:
+    answer = post(manager, project, "distillation", **changes)
+    errors = answer.context["form"].errors
+    assert list(errors) == beside and said in errors[beside[0]][0]
+    assert Run.objects.count() == 1
+
+
 def test_the_reward_model_of_another_project_is_not_offered(
     manager: Client, project: Project, model: Artifact, ann: User
 ) -> None:
@@ -322,20 +354,17 @@ def test_the_run_names_its_rewards_and_has_a_chart_for_each(
 
 @pytest.mark.parametrize("method", [m for m in TRAINABLE if METHODS[m].makes == "policy"])
 def test_the_policy_of_any_method_is_a_candidate_with_its_name(
-    method: str, project: Project, judged: PreferenceDataset
+    method: str, project: Project, frozen: PreferenceDataset
 ) -> None:
     from tests.training.test_results import claim, leave_model
     from training import results, runs
 
-    rule = {"name": "length", "kind": "length", "options": {"target": 60}}
-    given: dict[str, Any] = {"rewards": [rule]} if METHODS[method].is_online else {}
-    given |= {"distillation": {"system_prompt": "Be kind."}} if METHODS[method].needs_teacher else {}
     run = runs.create_run(
         project=project,
         method=method,
-        dataset=judged,
+        dataset=frozen,
         policy=project.current_policy or pytest.fail(),
-        config=given,
+        config=recipe_needed(method),
     )
     Run.objects.filter(pk=run.pk).update(state=State.QUEUED)
     lease, folder = claim(run)
@@ -348,41 +377,3 @@ def test_the_policy_of_any_method_is_a_candidate_with_its_name(
     assert (policy.state, policy.parent) == ("candidate", run.policy)
     run.refresh_from_db()
     assert run.next_round is not None and run.next_round.new_policy == policy
-
-
-# ---- a teacher
-
-
-def test_a_teacher_is_a_policy_of_the_project(manager: Client, project: Project, model: Artifact) -> None:
-    larger = factories.make_policy(project, "larger")
-    larger.location = "org/larger"
-    larger.save()
-    page = manager.get(f"{reverse('run_new', args=[project.slug])}?method=distillation").content.decode()
-    assert '<option value="org/larger">larger</option>' in page
-    post(manager, project, "distillation", teacher="org/larger")
-    run = Run.objects.latest("pk")
-    assert run.config["distillation"]["teacher"] == "org/larger"
-    assert run.config["distillation"]["system_prompt"] == "Be kind."
-
-
-def test_a_model_from_elsewhere_does_not_teach(manager: Client, project: Project, model: Artifact) -> None:
-    before = Run.objects.count()
-    answer = post(manager, project, "distillation", teacher="/srv/other/model")
-    assert "Select a valid choice" in answer.content.decode()
-    with pytest.raises(RunRefused, match="teacher is no policy of this project"):
-        create_run(
-            project=project,
-            method="distillation",
-            dataset=project.datasets.get(),
-            policy=project.policies.get(name="starter"),
-            config={"distillation": {"teacher": "/srv/other/model"}},
-        )
-    assert Run.objects.count() == before
-
-
-def test_without_teacher_and_system_prompt_the_form_says_what_is_missing(
-    manager: Client, project: Project, model: Artifact
-) -> None:
-    answer = post(manager, project, "distillation", system_prompt="")
-    assert answer.status_code == 422
-    assert "at least one of them" in answer.content.decode()

@@ -96,7 +96,7 @@ def reward_fields(project: Project, models: list[Artifact]) -> dict[str, forms.F
 
 def _called(model: Artifact) -> str:
     accuracy = model.run.evaluation.get("accuracy")
-    right = f", {accuracy:.0%} right".replace("%", " %") if isinstance(accuracy, float) else ""
+    right = f", {accuracy * 100:.0f}\u00a0% right" if isinstance(accuracy, float) else ""
     return f"Run {model.run_id}, on {model.run.dataset}{right}"
 
 
@@ -213,7 +213,7 @@ def filled_in(rewards: list[dict[str, Any]], models: list[Artifact]) -> dict[str
             values |= {f"judge_{name}": options.get(name, "") for name in ("rubric", "model")}
         elif kind == "python":
             values |= {"python_function": options.get("function", ""), "python_weight": weight}
-        elif row < RULES:
+        elif kind in KINDS and row < RULES:
             row += 1
             said = {"kind": kind, "text": in_words(kind, options), "weight": weight, "name": reward["name"]}
             values |= {f"rule_{row}_{name}": value for name, value in said.items()}

@@ -56,7 +56,7 @@ REWARD = Curve(
     title="Reward",
     meaning="What a completion earns on average, before the price of KL: this is what should rise. Read some "
     "completions too: a reward that rises fast may have been tricked.",
-    lines={"mean": ("reward/mean", "reward")},
+    lines={"mean": ("reward/mean", "reward"), "best of a prompt": ("reward_best",)},
 )
 KL = Curve(
     title="KL to the reference",
@@ -73,12 +73,6 @@ LENGTH = Curve(
     title="Length of a completion",
     meaning="In tokens, on average. When it grows with the reward, length may be all that is learnt.",
     lines={"mean": ("completion_length", "completions/mean_length")},
-)
-ENDS = Curve(
-    title="Ends by itself",
-    meaning="The share of completions that come to an end before they are cut.",
-    share=True,
-    lines={"completions": ("eos_rate",)},
 )
 OF_PPO = (
     Curve(
@@ -108,7 +102,12 @@ OF_PPO = (
         meaning="How far the policy moves on one rollout, in nats a token.",
         lines={"step": ("policy/approxkl",)},
     ),
-    ENDS,
+    Curve(
+        title="Ends by itself",
+        meaning="The share of completions that come to an end before they are cut.",
+        share=True,
+        lines={"completions": ("eos_rate",)},
+    ),
 )
 OF_GROUPS = (
     Curve(
@@ -172,13 +171,11 @@ BY_METHOD: dict[str, tuple[Curve, ...]] = {
     "sft": OF_EXAMPLES,
     "distillation": (
         Curve(
-            title="Divergence from the teacher",
-            meaning="How far the next tokens of student and teacher are apart, in nats. This is what "
-            "training makes smaller.",
-            lines={"training": ("loss",), "held out": ("eval_loss",)},
+            title="Loss",
+            meaning="How far the policy is from its teacher, token by token: 0 is no difference.",
+            lines=LOSS.lines,
         ),
         LENGTH,
-        ENDS,
     ),
 }
 

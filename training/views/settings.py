@@ -50,12 +50,12 @@ def _content(reward: dict[str, Any]) -> str:
         case "python":
             return str(options.get("function", ""))
         case kind:
-            return f"{rewards.KINDS.get(kind, kind).lower()}: {rewards.in_words(kind, options)}"
+            words = rewards.KINDS.get(kind, kind.replace("_", " ")).lower()
+            return f"{words}: {rewards.in_words(kind, options)}".rstrip(": ")
 
 
 def _label(run: Run, section: str, name: str) -> str:
-    draws = METHODS[run.method].draws
-    return WORDS.get(f"{section}.{name}") or words_of(section, name, draws=draws)[0]
+    return WORDS.get(f"{section}.{name}") or words_of(section, name, writes=METHODS[run.method].draws)[0]
 
 
 def _value(section: str, name: str, value: Any) -> Any:
