@@ -190,7 +190,7 @@ class OnlineTrainer(Checkpointed):
     # What outlives the process
 
     def _save_before_leaving(self) -> None:
-        """A stop, or a reward that fails: nothing has moved since the last step, so this is its checkpoint."""
+        """A stop, or a reward that fails: nothing moved since the last step, so this is its checkpoint."""
         step = self.state.global_step
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
         if self._training() and step and not (folder / "complete.json").exists():
