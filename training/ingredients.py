@@ -7,11 +7,11 @@ from training.models import Artifact, Run
 from training.rlhf.methods import METHODS
 
 TRAINABLE = tuple(name for name, method in METHODS.items() if method.tables)  # every method but sampling
-LABELLED = ("pairs", "rankings", "ratings", "unpaired", "demonstrations")  # tables that say what is good
+LABELLED = ("pairs", "rankings", "ratings", "unpaired", "demonstrations", "texts")  # all but the prompts
 
 
 def holds_labels(dataset: PreferenceDataset) -> bool:
-    """Whether it says anything of completions; every dataset holds the prompts."""
+    """Whether it holds more than the prompts, which every dataset does."""
     return any(table in dataset.manifest.get("tables", {}) for table in LABELLED)
 
 
@@ -37,7 +37,7 @@ def tables_of(project: Project) -> set[str]:
 
 def policy_method_for(dataset: PreferenceDataset) -> str:
     """The plainest method that makes a policy from this dataset: pairs say most, prompts are always there."""
-    simplest = (Run.Method.DPO, Run.Method.KTO, Run.Method.SFT, Run.Method.PPO)
+    simplest = (Run.Method.DPO, Run.Method.KTO, Run.Method.SFT, Run.Method.PRETRAINING)
     return next((m for m in simplest if can_be_learnt_from(dataset, m)), Run.Method.PPO)
 
 

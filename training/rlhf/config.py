@@ -140,13 +140,14 @@ class RunConfig:
                 _check(isinstance(location, str), f"policies.{name} is {location!r}: a folder or hub id")
             return
         _check(bool(self.model), "model: name the folder or hub id to start from")
-        if self.method == "distillation":
+        if METHODS[self.method].needs_teacher:
             taught = self.distillation.teacher or self.distillation.system_prompt
             _check(bool(taught), "distillation.teacher and system_prompt: at least one of them")
         if METHODS[self.method].is_online:
             _check(bool(self.rewards), f"rewards: {self.method} needs at least one reward function")
             names = [reward.name for reward in self.rewards]
             _check(len(set(names)) == len(names), "rewards: each needs a name of its own")
+            _check("missing_eos" not in names, "rewards: missing_eos is the penalty for a cut completion")
             for reward in self.rewards:
                 options_of(reward)
         if self.method in ("rloo", "grpo"):

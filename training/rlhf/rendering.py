@@ -59,6 +59,12 @@ def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> 
     return list(_apply(tokenizer, messages, tokenize=True, return_dict=True)["input_ids"])
 
 
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Tokens of a document: with BOS if the tokenizer sets it by itself, and with EOS."""
+    ids = list(tokenizer(text)["input_ids"])
+    return ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, int(tokenizer.eos_token_id)]
+
+
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
     """Tokens up to where the assistant begins to write."""
     return list(

@@ -62,10 +62,8 @@ def generate(
     All write a stretch of tokens, then those that have not ended write on, in full batches again. A batch
     that runs until its longest text ends spends most of its steps on padding; this takes 0.4 of the time.
     """
-    most = min(sampling.max_new_tokens, positions(model.config) - 1)
-    room = positions(model.config) - most
-    prompts = [rendering.prompt_ids(tokenizer, messages)[-room:] for messages in conversations]
-    ends = end_ids_of(model, tokenizer)
+    prompts, most = prompts_with_room(model, tokenizer, conversations, sampling=sampling)
+    ends = end_ids(model, tokenizer)
     written: list[list[int]] = [[] for _ in prompts]
     # Prompts of like length share a batch, so that little is padded.
     writing = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
@@ -88,6 +86,19 @@ def generate(
         writing = unfinished
         stretch *= 2  # what was written is read again each time: growing stretches keep that below double
     return [_sampled(tokenizer, prompt, ids, ends) for prompt, ids in zip(prompts, written, strict=True)]
+
+
+def prompts_with_room(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[rendering.Messages],
+    *,
+    sampling: Sampling,
+) -> tuple[list[list[int]], int]:
+    """Tokens of each prompt, and how many may follow: what both leave is within the model's positions."""
+    most = min(sampling.max_new_tokens, positions(model.config) - 1)
+    room = positions(model.config) - most
+    return [rendering.prompt_ids(tokenizer, messages)[-room:] for messages in conversations], most
 
 
 def run(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> None:
@@ -226,7 +237,8 @@ def generation_config(
     )
 
 
-def end_ids_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens at which the policy stops: those of its template, and those that the model names."""
     declared = model.generation_config.eos_token_id if model.generation_config is not None else None
     more = declared if isinstance(declared, list) else [declared] if declared is not None else []
     return sorted({*rendering.end_ids(tokenizer), *more})

@@ -3,7 +3,7 @@
 from typing import Any
 
 from training.forms import rewards
-from training.forms.setting_fields import sections_of, writes_to_learn
+from training.forms.setting_fields import sections_of
 from training.forms.setting_words import CHOICES, words_of
 from training.models import Run
 from training.rlhf.config import upgraded
@@ -55,7 +55,8 @@ def _content(reward: dict[str, Any]) -> str:
 
 
 def _label(run: Run, section: str, name: str) -> str:
-    return WORDS.get(f"{section}.{name}") or words_of(section, name, writes=writes_to_learn(run.method))[0]
+    draws = METHODS[run.method].draws
+    return WORDS.get(f"{section}.{name}") or words_of(section, name, draws=draws)[0]
 
 
 def _value(section: str, name: str, value: Any) -> Any:
