@@ -9,6 +9,7 @@ import pytest
 
 from training.rlhf.config import ConfigError, RunConfig, Sampling, Training, Tuning
 from training.rlhf.method_settings import Dpo
+from training.rlhf.tuning_settings import KINDS
 
 
 def test_a_recipe_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
@@ -52,6 +53,23 @@ def test_only_the_section_of_its_own_method_is_written() -> None:
     assert not {"ppo", "kto", "reward_learning"} & set(written)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_tuning_goes_with_reward_models_and_dpo(kind: Any) -> None:
+    for method in ("reward_model", "dpo"):
+        config = RunConfig(method=method, model="here", tuning=Tuning(kind=kind))
+        assert RunConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_a_pair_that_does_not_work_is_refused_with_its_reason() -> None:
+    rewards = [{"name": "length", "kind": "length"}]
+    recipe = {"method": "ppo", "model": "here", "rewards": rewards, "tuning": {"kind": "ia3"}}
+    with pytest.raises(ConfigError, match=r"tuning\.kind is 'ia3' with ppo: .* value model"):
+        RunConfig.from_json(recipe)
+    assert RunConfig.from_json(recipe | {"tuning": {"kind": "lora"}}).tuning.kind == "lora"
+    sampling = {"method": "sample", "policies": {"one": "here"}, "tuning": {"kind": "prefix"}}
+    RunConfig.from_json(sampling | {"training": {"gradient_checkpointing": True}})  # trains nothing
+
+
 @pytest.mark.parametrize("bf16", [None, True, False])
 def test_whether_to_compute_in_bf16_may_be_left_to_the_device(bf16: bool | None, tmp_path: Path) -> None:
     written = {"method": "dpo", "model": "here", "training": {"bf16": bf16}}
@@ -83,8 +101,18 @@ def test_whether_to_compute_in_bf16_may_be_left_to_the_device(bf16: bool | None,
         ({"training": {"max_steps": 0}}, "max_steps is 0"),
         ({"training": {"schedule": "steps"}}, "schedule is 'steps'"),
         ({"training": None}, "training: expected an object"),
-        ({"tuning": {"kind": "qlora"}}, "tuning.kind is 'qlora'"),
-        ({"tuning": {"lora_rank": 0}}, "lora_rank is 0"),
+        ({"tuning": {"kind": "magic"}}, "tuning.kind is 'magic': one of full, head, freeze, lora"),
+        ({"tuning": {"lora_rank": 0}}, "tuning.lora_rank is 0: from 1 to 1024"),
+        ({"tuning": {"lora_dropout": 1}}, "tuning.lora_dropout is 1"),
+        ({"tuning": {"lora_targets": "head"}}, "tuning.lora_targets is 'head'"),
+        ({"tuning": {"frozen_layers": 0}}, "tuning.frozen_layers is 0"),
+        ({"tuning": {"bottleneck_size": 0}}, "tuning.bottleneck_size is 0"),
+        ({"tuning": {"virtual_tokens": 0}}, "tuning.virtual_tokens is 0"),
+        ({"tuning": {"double_quantisation": 1}}, "tuning.double_quantisation is 1: expected bool"),
+        (
+            {"tuning": {"kind": "prefix"}, "training": {"gradient_checkpointing": True}},
+            "tuning.kind is 'prefix' with dpo: Prefix tuning hands",
+        ),
         ({"sampling": {"top_p": 0}}, "top_p is 0"),
     ],
 )

@@ -65,7 +65,7 @@ def trl_trainer(rows: Rows, config: RunConfig, folder: Path) -> Any:
         ),
         train_dataset=Dataset.from_list([{name: row[name] for name in columns} for row in rows]),
         processing_class=loading.load_tokenizer(config.model),
-        peft_config=tuning.lora(config, task="CAUSAL_LM"),
+        peft_config=tuning.peft_config(config, task="CAUSAL_LM"),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from training.rlhf import compatibility
 from training.rlhf.method_settings import (
     ConfigError,
     Distillation,
@@ -22,6 +23,7 @@ from training.rlhf.method_settings import (
 from training.rlhf.method_settings import check as _check
 from training.rlhf.methods import METHODS
 from training.rlhf.reward_options import options_of
+from training.rlhf.tuning_settings import Tuning
 
 __all__ = ["FORMAT", "HUB_ID", "ConfigError", "RunConfig", "Sampling", "Training", "Tuning", "upgraded"]
 
@@ -29,22 +31,6 @@ FORMAT = 2
 
 # Left to the process that trains, which decides by its device before anybody reads it (__main__.settled).
 _BY_DEVICE: Any = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """What is trained: all weights, or low-rank adapters beside them (LoRA, 2106.09685)."""
-
-    kind: Literal["full", "lora"] = "full"
-    lora_rank: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check(self.kind in ("full", "lora"), f"tuning.kind is {self.kind!r}: full or lora")
-        _check(1 <= self.lora_rank <= 1024, f"tuning.lora_rank is {self.lora_rank}: from 1 to 1024")
-        _check(self.lora_alpha >= 1, f"tuning.lora_alpha is {self.lora_alpha}: at least 1")
-        _check(0 <= self.lora_dropout < 1, f"tuning.lora_dropout is {self.lora_dropout}: from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +129,9 @@ class RunConfig:
         if METHODS[self.method].needs_teacher:
             taught = self.distillation.teacher or self.distillation.system_prompt
             _check(bool(taught), "distillation.teacher and system_prompt: at least one of them")
+        compatibility.check(
+            self.method, self.tuning.kind, gradient_checkpointing=self.training.gradient_checkpointing
+        )
         if METHODS[self.method].is_online:
             _check(bool(self.rewards), f"rewards: {self.method} needs at least one reward function")
             names = [reward.name for reward in self.rewards]

@@ -28,7 +28,7 @@ from training.rlhf.fitting import Checkpointed, settings
 from training.rlhf.progress import raise_if_stopped
 from training.rlhf.run_dir import RunDir, RunError, read_jsonl
 from training.rlhf.single_rows import PromptRow, read_prompts
-from training.rlhf.tuning import lora, make_ready, without_dropout
+from training.rlhf.tuning import make_ready, peft_config, prepare, without_dropout
 
 WHILE_MADE = "The teacher writes"
 _CHUNK = 512  # prompts that the teacher answers between two looks for a stop
@@ -197,10 +197,11 @@ def make_trainer(
     written = _taught(run_dir, config, teacher, tokenizer, rows)
     data = [_row(config, tokenizer, row, ids) for row, ids in zip(rows, written, strict=True)]
     without_dropout(model)
-    adapters = lora(config, task="CAUSAL_LM")
+    prepare(model, config)
+    adapters = peft_config(config, task="CAUSAL_LM")
     trained = model if adapters is None else cast(Any, get_peft_model(model, adapters))
     arguments = TrainingArguments(
-        **settings(config.training, seed=config.seed, output_dir=run_dir.checkpoints),
+        **settings(config.training, seed=config.seed, output_dir=run_dir.checkpoints, tuning=config.tuning),
         remove_unused_columns=False,
     )
     trainer = DistillationTrainer(

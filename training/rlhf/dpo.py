@@ -38,7 +38,7 @@ from training.rlhf.preference_loss import (
 from training.rlhf.reference import ReferenceFirst
 from training.rlhf.row_checks import comparison_errors
 from training.rlhf.run_dir import RunDir, RunError
-from training.rlhf.tuning import lora, make_ready, without_dropout
+from training.rlhf.tuning import make_ready, peft_config, prepare, without_dropout
 
 WHILE_MADE = "Computing the reference's log-probabilities"
 _SAID = ("margin", "weight", "p")  # what people said about a pair, beside its tokens
@@ -111,7 +111,8 @@ class PairTrainer(Checkpointed, ReferenceFirst, DPOTrainer):
             fused_lm_head=True,
             use_cache=False,
         )
-        token_logps = outputs.log_probs  # (2 * pairs, tokens - 1), 0 where the mask is
+        # (2 * pairs, tokens - 1), 0 where the mask is; what virtual tokens before the text put out is cut off
+        token_logps = outputs.log_probs[:, 1 - mask.shape[1] :]
         logps = token_logps.sum(dim=1)
         reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
         rewards = implicit_rewards(logps, reference_logps=reference, beta=self.beta)
@@ -178,13 +179,14 @@ def make_trainer(
     """A trainer over the model as it is now, which is also the reference."""
     training = config.training
     arguments = DPOConfig(
-        **settings(training, seed=config.seed, output_dir=run_dir.checkpoints),
+        **settings(training, seed=config.seed, output_dir=run_dir.checkpoints, tuning=config.tuning),
         beta=config.dpo.beta,
         max_length=None,
         precompute_ref_log_probs=True,
         remove_unused_columns=False,  # none is unused, and TRL does not know all
     )
     without_dropout(model)
+    prepare(model, config)
     trainer = PairTrainer(
         own=config.dpo,
         model=model,
@@ -193,7 +195,7 @@ def make_trainer(
         eval_dataset=tokenized(test, tokenizer, use_margin=config.dpo.use_margin) if test else None,
         processing_class=tokenizer,
         data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id),
-        peft_config=lora(config, task="CAUSAL_LM"),
+        peft_config=peft_config(config, task="CAUSAL_LM"),
     )
     make_ready(trainer.model, config)
     return trainer

@@ -31,7 +31,7 @@ from training.rlhf.preference_loss import mean_over_elements
 from training.rlhf.reference import ReferenceFirst
 from training.rlhf.run_dir import RunDir, RunError
 from training.rlhf.single_rows import Unpaired, read_ratings, read_unpaired
-from training.rlhf.tuning import lora, make_ready, without_dropout
+from training.rlhf.tuning import make_ready, peft_config, prepare, without_dropout
 from training.rlhf.unpaired_loss import kl_estimate, kto_loss
 from training.rlhf.verdicts import Verdicts, verdicts
 
@@ -203,7 +203,8 @@ def _logps(model: Any, inputs: dict[str, Any], prefix: str) -> tuple[Tensor, Any
         fused_lm_head=True,
         use_cache=False,
     )
-    return outputs.log_probs.sum(dim=1), outputs
+    # What virtual tokens before the text put out is cut off.
+    return outputs.log_probs[:, 1 - ids.shape[1] :].sum(dim=1), outputs
 
 
 def make_trainer(
@@ -221,13 +222,15 @@ def make_trainer(
     limit = length_limit(config, model.config)
     order = {"train_sampling_strategy": "sequential"}  # neighbours stay together
     arguments = KTOConfig(
-        **settings(config.training, seed=config.seed, output_dir=run_dir.checkpoints) | order,
+        **settings(config.training, seed=config.seed, output_dir=run_dir.checkpoints, tuning=config.tuning)
+        | order,
         beta=config.kto.beta,
         max_length=limit,
         precompute_ref_log_probs=True,
         remove_unused_columns=False,  # none is unused, and TRL does not know all
     )
     without_dropout(model)
+    prepare(model, config)
     trainer = VerdictTrainer(
         own=config.kto,
         model=model,
@@ -236,7 +239,7 @@ def make_trainer(
         eval_dataset=tokenized(test, tokenizer, config, shuffled=False) if test else None,
         processing_class=tokenizer,
         data_collator=VerdictCollator(pad_token_id=tokenizer.pad_token_id, max_length=limit),
-        peft_config=lora(config, task="CAUSAL_LM"),
+        peft_config=peft_config(config, task="CAUSAL_LM"),
     )
     make_ready(trainer.model, config)
     return trainer

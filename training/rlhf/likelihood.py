@@ -21,7 +21,7 @@ from training.rlhf.config import RunConfig
 from training.rlhf.fitting import Checkpointed, settings
 from training.rlhf.preference_loss import mean_over_elements
 from training.rlhf.run_dir import RunDir
-from training.rlhf.tuning import lora, make_ready
+from training.rlhf.tuning import make_ready, peft_config, prepare
 
 IGNORED = -100  # a label that is not learnt
 
@@ -124,11 +124,12 @@ def trainer_of(
     run_dir: RunDir,
 ) -> LikelihoodTrainer:
     arguments = SFTConfig(
-        **settings(config.training, seed=config.seed, output_dir=run_dir.checkpoints),
+        **settings(config.training, seed=config.seed, output_dir=run_dir.checkpoints, tuning=config.tuning),
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},  # tokenised by us, and nothing too long is left in it
         remove_unused_columns=False,  # none is unused, and TRL does not know all
     )
+    prepare(model, config)
     trainer = LikelihoodTrainer(
         model=model,
         args=arguments,
@@ -136,7 +137,7 @@ def trainer_of(
         eval_dataset=_dataset(test) if test else None,
         processing_class=tokenizer,
         data_collator=LabelledCollator(pad_token_id=int(tokenizer.pad_token_id)),
-        peft_config=lora(config, task="CAUSAL_LM"),
+        peft_config=peft_config(config, task="CAUSAL_LM"),
     )
     make_ready(trainer.model, config)
     return trainer

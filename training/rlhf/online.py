@@ -11,11 +11,10 @@ run that resumes draws the same.
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
@@ -31,7 +30,7 @@ from training.rlhf.rewards import NamedRewards, load_rewards
 from training.rlhf.run_dir import RunDir
 from training.rlhf.sampling import Sampled
 from training.rlhf.single_rows import PromptRow
-from training.rlhf.tuning import lora, make_ready, without_dropout
+from training.rlhf.tuning import make_ready, peft_config, prepare, without_dropout
 
 MISSING_EOS = "missing_eos"  # among the parts of a reward: -1 for a completion that was cut
 _REUSED = "completions.pt"  # in a checkpoint: those that later steps learn from once more
@@ -91,7 +90,7 @@ class OnlineTrainer(Checkpointed):
         weights = [one.weight for one in rewards.functions]
         self.reward_weights = torch.tensor([*weights, penalty], dtype=torch.float32)
         trl: Any = self
-        trl.eos_token_ids = sampling.end_ids(_writer(trl.model), trl.processing_class)
+        trl.eos_token_ids = sampling.end_ids(trl.model, trl.processing_class)
 
     # What is drawn
 
@@ -115,7 +114,7 @@ class OnlineTrainer(Checkpointed):
         """TRL asks for the prompts' tokens just before it draws."""
         trl: Any = self
         self.asked = prompts
-        model = _writer(trl.model)
+        model = trl.model
         rows, _ = sampling.prompts_with_room(model, trl.processing_class, prompts, sampling=self.drawing)
         return rows, None, {}
 
@@ -127,7 +126,7 @@ class OnlineTrainer(Checkpointed):
         try:
             with trl.accelerator.autocast():
                 self.drawn = sampling.generate(
-                    _writer(trl.model),
+                    trl.model,
                     trl.processing_class,
                     self.asked,
                     sampling=self.drawing,
@@ -214,7 +213,7 @@ class OnlineTrainer(Checkpointed):
 def shared_arguments(own: Rloo | Grpo, config: RunConfig, run_dir: RunDir) -> dict[str, Any]:
     """What RLOOConfig and GRPOConfig have in common. One step draws its completions, and learns from all."""
     return {
-        **settings(config.training, seed=config.seed, output_dir=run_dir.checkpoints),
+        **settings(config.training, seed=config.seed, output_dir=run_dir.checkpoints, tuning=config.tuning),
         "num_generations": own.completions_per_prompt,
         "num_generations_eval": 1,
         "max_completion_length": config.sampling.max_new_tokens,
@@ -239,6 +238,7 @@ def parts_of_trainer(
 ) -> dict[str, Any]:
     """What both trainers are made of, but for their arguments. The model as it is now is the reference."""
     without_dropout(model)
+    prepare(model, config)
     return {
         "rewards": load_rewards(config),
         "drawing": config.sampling,
@@ -247,7 +247,7 @@ def parts_of_trainer(
         "train_dataset": _prompts(train),
         "eval_dataset": _prompts(test[: held_out.MOST]) if test else None,
         "processing_class": tokenizer,
-        "peft_config": lora(config, task="CAUSAL_LM"),
+        "peft_config": peft_config(config, task="CAUSAL_LM"),
     }
 
 
@@ -258,12 +258,6 @@ def make_ready_to_draw(trainer: OnlineTrainer, config: RunConfig) -> None:
 
 def _prompts(rows: list[PromptRow]) -> Dataset:
     return Dataset.from_list([{"prompt": row.prompt} for row in rows])
-
-
-def _writer(model: Any) -> PreTrainedModel:
-    """The model that `generate` is asked of: LoRA's adapters act within their base."""
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    return cast(PreTrainedModel, base)
 
 
 def _for_completions(metrics: Any, known: int, mask: Tensor) -> None:

@@ -12,7 +12,17 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from training.rlhf import estimate, failures, held_out, learners, loading, rendering, row_checks, sampling
+from training.rlhf import (
+    adapters,
+    estimate,
+    failures,
+    held_out,
+    learners,
+    loading,
+    rendering,
+    row_checks,
+    sampling,
+)
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Element, Row
 from training.rlhf.door import Message
@@ -37,6 +47,7 @@ def check(run_dir: RunDir, config: RunConfig) -> Preflight:
 
 
 def _check(run_dir: RunDir, config: RunConfig) -> Preflight:
+    adapters.refuse_as_start(config.model)
     tokenizer = loading.load_tokenizer(config.model)
     model_config = causal_config(config.model)
     errors = _vocabulary_errors(tokenizer, model_config, where=config.model)

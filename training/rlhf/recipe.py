@@ -9,7 +9,7 @@ import datasets
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from training.rlhf import evaluation, fitting, learners, loading, rendering, scoring
+from training.rlhf import adapters, evaluation, fitting, learners, loading, rendering, scoring
 from training.rlhf.config import RunConfig
 from training.rlhf.data import SPLITS, Fitting, Row, Split, drop_too_long
 from training.rlhf.estimate import row_limit
@@ -17,23 +17,25 @@ from training.rlhf.failures import Refused
 from training.rlhf.methods import METHODS
 from training.rlhf.progress import Cancelled, report
 from training.rlhf.run_dir import ProgressWriter, RunDir
-from training.rlhf.tuning import loaded_dtype
+from training.rlhf.tuning import loaded_dtype, quantisation
 
 datasets.disable_progress_bars()
 
 
 def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[str, Any]:
     """Train, and leave model/. Goes on from the last checkpoint. Returns what result.json says about it."""
+    adapters.refuse_as_start(config.model)
     by_itself = learners.train_by_itself(run_dir, config, progress)
     if by_itself is not None:
         return by_itself
     makes_policy = METHODS[config.method].makes == "policy"
     tokenizer = loading.load_tokenizer(config.model)
     progress.write("Loading the model")
+    numbers: Any = {"dtype": loaded_dtype(config), "quantisation": quantisation(config)}
     if makes_policy:
-        model = loading.load_policy(config.model, dtype=loaded_dtype(config))
+        model = loading.load_policy(config.model, **numbers)
     else:
-        model = loading.load_reward_base(config.model, seed=config.seed, dtype=loaded_dtype(config))
+        model = loading.load_reward_base(config.model, seed=config.seed, **numbers)
     loading.fit(model, tokenizer, where=config.model)
 
     progress.write("Reading the dataset")

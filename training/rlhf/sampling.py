@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
+from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
-from training.rlhf import loading, rendering, scoring
+from training.rlhf import loading, rendering, scoring, virtual_tokens
 from training.rlhf.config import RunConfig, Sampling
 from training.rlhf.failures import Refused
 from training.rlhf.model_files import positions
@@ -96,8 +97,9 @@ def prompts_with_room(
     sampling: Sampling,
 ) -> tuple[list[list[int]], int]:
     """Tokens of each prompt, and how many may follow: what both leave is within the model's positions."""
-    most = min(sampling.max_new_tokens, positions(model.config) - 1)
-    room = positions(model.config) - most
+    places = positions(model.config) - virtual_tokens.count(model)
+    most = min(sampling.max_new_tokens, places - 1)
+    room = places - most
     return [rendering.prompt_ids(tokenizer, messages)[-room:] for messages in conversations], most
 
 
@@ -180,12 +182,13 @@ class _StopWhenAsked(StoppingCriteria):
 @contextmanager
 def own_distribution(model: PreTrainedModel) -> Iterator[None]:
     """Without the model's generation_config, from which transformers fills every setting that ours leaves."""
-    before = model.generation_config
-    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    before = base.generation_config
+    base.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        model.generation_config = before
+        base.generation_config = before
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.rlhf import rendering, run_dir
+from training.rlhf import rendering, run_dir, virtual_tokens
 from training.rlhf.model_files import positions
 from training.rlhf.progress import raise_if_stopped
 
@@ -52,7 +52,7 @@ def scores_of_tokens(
     A row over the model's positions loses its oldest tokens, as the score is read at the end.
     Raises Cancelled between two batches when a stop was asked for.
     """
-    limit = positions(model.config)
+    limit = positions(model.config) - virtual_tokens.count(model)
     rows = [row[-limit:] for row in rows]
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     scores = [0.0] * len(rows)

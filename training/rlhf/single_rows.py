@@ -67,6 +67,7 @@ class Rating(CompletionRow):
 
     rating: float
     criterion: str = ""
+    rater: int | None = None  # a number, not a name
     table: str = "ratings"
 
 
@@ -113,6 +114,8 @@ def read_ratings(path: Path) -> list[Rating]:
         place.check("rating" in row, "The column rating is missing.")
         criterion = row.get("criterion", "")
         place.check(isinstance(criterion, str), f"criterion is {criterion!r}: a text.")
+        rater = row.get("rater")
+        place.check(rater is None or isinstance(rater, int), f"rater is {rater!r}: a whole number.")
         prompt, completion = (messages_of(row, name, place) for name in ("prompt", "completion"))
         found.append(
             Rating(
@@ -121,6 +124,7 @@ def read_ratings(path: Path) -> list[Rating]:
                 completion=completion,
                 rating=number_of(row, "rating", place, default=0.0),
                 criterion=criterion,
+                rater=rater,
                 weight=weight_of(row, place),
             )
         )
