@@ -14,5 +14,6 @@ urlpatterns: list[URLPattern] = [
     path("runs/<int:run_id>/cancel/", runs.run_cancel, name="run_cancel"),
     path("runs/<int:run_id>/resume/", runs.run_resume, name="run_resume"),
     path("policies/<int:policy_id>/", policies.policy, name="policy"),
+    path("policies/<int:policy_id>/<str:part>.zip", policies.policy_export, name="policy_export"),
     path("policies/<int:policy_id>/promote/", policies.policy_promote, name="policy_promote"),
 ]

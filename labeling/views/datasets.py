@@ -1,10 +1,7 @@
 """A manager's pages of a preference dataset: freeze one, look at it, download it."""
 
 import posixpath
-import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from django.contrib.auth.decorators import login_required
@@ -16,11 +13,11 @@ from django.utils.text import slugify
 from django.views.decorators.http import require_http_methods, require_safe
 
 from labeling import datasets
+from labeling.archives import zipped
 from labeling.datasets.manifest import NAME as MANIFEST
 from labeling.forms.datasets import DatasetForm, free_name, rule_help
 from labeling.models import PreferenceDataset, Project, Protocol, Round
 
-CHUNK = 1 << 18
 CONTENT_TYPES = {
     ".json": "application/json",
     ".jsonl": "application/jsonl",
@@ -169,42 +166,9 @@ def dataset_zip(request: HttpRequest, pk: int) -> StreamingHttpResponse:
     if not all((folder / name).is_file() for name in names):
         raise Http404("A file is missing from the disk.")
     stem = slugify(found.name) or "dataset"
-    response = StreamingHttpResponse(_zipped(folder, stem, names), content_type="application/zip")
+    response = StreamingHttpResponse(zipped(folder, names, within=stem), content_type="application/zip")
     response["Content-Disposition"] = content_disposition_header(True, f"{stem}.zip") or ""
     return response
-
-
-class _Outbox:
-    """A file that cannot seek, for zipfile to write to; what was written is taken out again."""
-
-    def __init__(self) -> None:
-        self._chunks: list[bytes] = []
-
-    def write(self, data: bytes) -> int:
-        self._chunks.append(bytes(data))
-        return len(data)
-
-    def flush(self) -> None:
-        pass
-
-    def take(self) -> bytes:
-        taken = b"".join(self._chunks)
-        self._chunks.clear()
-        return taken
-
-
-def _zipped(folder: Path, stem: str, names: list[str]) -> Iterator[bytes]:
-    outbox = _Outbox()
-    with zipfile.ZipFile(outbox, "w", zipfile.ZIP_DEFLATED) as archive:  # type: ignore[call-overload]
-        for name in names:
-            # No time of day: the same dataset gives the same archive.
-            entry = zipfile.ZipInfo(f"{stem}/{name}", date_time=(1980, 1, 1, 0, 0, 0))
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            with open(folder / name, "rb") as source, archive.open(entry, "w", force_zip64=True) as target:
-                while chunk := source.read(CHUNK):
-                    target.write(chunk)
-                    yield outbox.take()
-    yield outbox.take()
 
 
 def _dataset_of(request: HttpRequest, pk: int) -> PreferenceDataset:

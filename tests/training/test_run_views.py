@@ -181,8 +181,8 @@ def test_settings_that_a_method_does_not_read_are_not_told(
 ) -> None:
     reward = make_run(project, ann, Run.Method.REWARD_MODEL)
     shown = dict(manager.get(reward.get_absolute_url()).context["settings_shown"])
-    assert list(shown) == ["Training", "Tuning"]
-    assert "Beta" not in dict(shown["Training"])  # a setting of DPO
+    assert list(shown) == ["Training", "Reward model", "Tuning"]
+    assert "Beta" not in dict(shown["Reward model"])  # a setting of DPO
     sampling = runs.queue_sampling(make_sampled_round(project))
     assert [name for name, _ in manager.get(sampling.get_absolute_url()).context["settings_shown"]] == [
         "Sampling"

@@ -118,13 +118,34 @@ def ranking_row(number: int, ranks: list[int], **columns: Any) -> dict[str, Any]
     return row | columns
 
 
+def rating_row(number: int, **columns: Any) -> dict[str, Any]:
+    """A row of `ratings`: of a text as in `pair_row`, with a name (4 or 5) or without (1 to 3)."""
+    pair, pick = pair_row(number), random.Random(f"rating {number}")
+    row = {
+        "prompt": pair["prompt"],
+        "completion": pair["chosen"] if number % 2 else pair["rejected"],
+        "rating": pick.choice([4, 5] if number % 2 else [1, 2, 3]),
+        "criterion": "overall",
+        "rater": 1 + number % 3,
+        "weight": 1.0,
+    }
+    return row | columns
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def write_run(
-    folder: Path, *, model: Path | str, method: str, pairs: int = 40, rankings: int = 0, **config: Any
+    folder: Path,
+    *,
+    model: Path | str,
+    method: str,
+    pairs: int = 40,
+    rankings: int = 0,
+    ratings: int = 0,
+    **config: Any,
 ) -> RunDir:
     """A run folder as a worker writes it; held out is a fifth of what is trained on."""
     run_dir = RunDir(folder)
@@ -133,6 +154,8 @@ def write_run(
         write_rows(run_dir.data / f"pairs.{split}.jsonl", rows)
         ranked = [ranking_row(start + number, [1, 2, 2, 3]) for number in range(int(rankings * share))]
         write_rows(run_dir.data / f"rankings.{split}.jsonl", ranked)
+        rated = [rating_row(start + number) for number in range(int(ratings * share))]
+        write_rows(run_dir.data / f"ratings.{split}.jsonl", rated)
     prompts = [{"prompt": pair_row(1000 + number)["prompt"]} for number in range(2)]
     write_rows(run_dir.data / "prompts.test.jsonl", prompts)
     training = {"batch_size": 4, "learning_rate": 1e-3, "log_every": 1, "save_every": 3}

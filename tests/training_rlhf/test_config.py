@@ -119,3 +119,68 @@ def test_whether_to_compute_in_bf16_may_be_left_to_the_device(bf16: bool | None,
 def test_nonsense_is_refused_by_the_name_of_the_setting(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
         RunConfig.from_json({"method": "dpo", "model": "here"} | change)
+
+
+def reward(kind: str, location: str = "", **options: Any) -> dict[str, Any]:
+    return {"name": "one", "kind": kind, "location": location, "options": options}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (reward("model"), "rewards.one.location: name its folder"),
+        (reward("model", "https://here"), "rewards.one.location is 'https://here': a folder"),
+        (reward("model", "there", minimum=1), "rewards.one.minimum: no such option of kind model"),
+        (reward("model", "there", min_accuracy="high"), "rewards.one.min_accuracy is 'high'"),
+        (reward("model", "there", other_template=1), "rewards.one.other_template is 1"),
+        (reward("model", "there", min_accuracy=2), "rewards.one: min_accuracy is 2"),
+        (reward("length"), "rewards.one: give either target"),
+        (reward("length", target=5, min=2), "rewards.one: give either target"),
+        (reward("length", min=5, max=2), "rewards.one: min is 5: at most max (2)"),
+        (reward("length", target=5, unit="words"), "unit is 'words'"),
+        (reward("regex"), "rewards.one.pattern: has to be given"),
+        (reward("regex", pattern="("), "pattern is no regular expression"),
+        (reward("regex", pattern="(a+)+b"), "a repeat within a repeat may search for hours"),
+        (reward("regex", pattern="(a|aa)*b"), "a repeat within a repeat may search for hours"),
+        (reward("regex", pattern="(a?){30}a{30}"), "a repeat within a repeat may search for hours"),
+        (reward("regex", pattern=".*a.*b.*c"), "at most 2 repeats of open length"),
+        (reward("regex", pattern="a?" * 30), "at most 10 alternatives and optional parts"),
+        (reward("forbidden", words=[]), "words: from 1 to 10,000"),
+        (reward("forbidden", words=["a", " "]), "words: none may be empty"),
+        (reward("forbidden", words="no"), "rewards.one.words is 'no': of the wrong type"),
+        (reward("python", function="os.system"), "function is 'os.system': module:function"),
+        (reward("judge", "here"), "rewards.one.rubric: has to be given"),
+        (reward("judge", rubric="Be kind."), "name a local policy, or an address"),
+        (reward("judge", "https://me:secret@here", rubric="Be kind."), "a key does not belong"),
+        (reward("poem"), "rewards.one.kind is 'poem'"),
+    ],
+)
+def test_options_of_a_reward_that_cannot_be_are_refused_by_name(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        RunConfig.from_json({"method": "ppo", "model": "here", "rewards": [given]})
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "words"),
+    [
+        (
+            "rloo",
+            {"training": {"batch_size": 6}},
+            "rloo.completions_per_prompt is 4, which does not divide the 6",
+        ),
+        (
+            "grpo",
+            {"training": {"batch_size": 4}},
+            "grpo.completions_per_prompt is 8, which does not divide the 4",
+        ),
+        ("grpo", {"sampling": {"temperature": 0}}, "sampling.temperature is 0"),
+    ],
+)
+def test_a_step_that_does_not_hold_whole_groups_is_refused(
+    method: str, change: dict[str, Any], words: str
+) -> None:
+    whole = {"method": method, "model": "here", "rewards": [reward("length", target=5)]}
+    accumulated = {"training": {"batch_size": 4, "gradient_accumulation": 2}}
+    assert RunConfig.from_json(whole | accumulated).training.gradient_accumulation == 2
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        RunConfig.from_json(whole | change)

@@ -1,6 +1,7 @@
 """Trained models on held-out prompts and comparisons: what is written down, and what is left out."""
 
 import json
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ pytest.importorskip("torch")
 
 import torch
 
-from tests.training_rlhf.conftest import pair_row, save_tiny_policy
-from training.rlhf import evaluation, figures, held_out, loading, progress, scoring
+from tests.training_rlhf.conftest import pair_row, rating_row, save_tiny_policy
+from training.rlhf import evaluation, figures, held_out, loading, progress, rating_head, scoring
 from training.rlhf.config import RunConfig, Sampling
 from training.rlhf.failures import Refused
 from training.rlhf.method_settings import RewardLearning
@@ -242,3 +243,26 @@ def test_figures_of_a_model_that_was_trained_with_margins_say_so(reward_model: P
         )
         found = evaluation.evaluate_reward_model(run_dir, config, ProgressWriter(run_dir))
         assert bool(found["calibration_note"]) == use_margin
+
+
+def test_a_reward_model_is_measured_on_held_out_ratings(reward_model: Path, tmp_path: Path) -> None:
+    rows = [rating_row(number) for number in range(24)]
+    run_dir = run_folder(tmp_path / "run", ratings_test=rows)
+    shutil.copytree(reward_model, run_dir.model)
+    config = RunConfig(method="reward_model", model=str(reward_model))
+    without = evaluation.evaluate_reward_model(run_dir, config, ProgressWriter(run_dir))
+    assert without["accuracy"] is None and without["ratings"]["mae"] is None
+    assert without["ratings"]["acceptable"] is None and without["ratings"]["spearman"] is not None
+
+    # A head under which every score means a 5.
+    first, increments = torch.tensor([-50.0]), torch.tensor([1.0, 1.0, 1.0])
+    rating_head.save(
+        rating_head.OrdinalHead([1, 2, 3, 4, 5], first=first, increments=increments), run_dir.model
+    )
+    found = evaluation.evaluate_reward_model(run_dir, config, ProgressWriter(run_dir))
+    ratings = [row["rating"] for row in rows]
+    assert found["ratings"]["mae"] == pytest.approx(sum(5 - one for one in ratings) / 24, abs=1e-5)
+    acceptable = found["ratings"]["acceptable"]
+    assert (acceptable["from"], acceptable["recall"], acceptable["precision"]) == (4, 1, 0.5)
+    assert found["ratings"]["spearman"] == without["ratings"]["spearman"]
+    assert json.loads(run_dir.evaluation.read_text()) == found

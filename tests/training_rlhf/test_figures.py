@@ -147,6 +147,19 @@ def test_reward_figures_by_strength_and_against_length() -> None:
     json.dumps(found, allow_nan=False)
 
 
+def test_the_length_baseline_follows_what_was_learnt_from() -> None:
+    shorter = [element(1.0, 1, chosen="a", rejected="abc") for _ in range(3)]
+    held_out = [*shorter[:1], element(1.0, 1), element(1.0, 1, chosen="a", rejected="ab"), element(0.5, 0)]
+    found = figures.reward_figures(held_out, [1, 0] * 4, learnt_from=[*shorter, element(1.0, 1)])
+    assert found["length_baseline_accuracy"] == pytest.approx(1 / 3)
+    baseline = found["length_baseline"]
+    assert baseline["rule"] == "shorter is better" and baseline["pairs"] == 3
+    assert baseline["accuracy"] == pytest.approx(2 / 3)
+    assert baseline["low"] < 2 / 3 < baseline["high"]
+    unlearnt = figures.reward_figures(held_out, [1, 0] * 4)["length_baseline"]
+    assert (unlearnt["rule"], unlearnt["accuracy"]) == ("longer is better", pytest.approx(1 / 3))
+
+
 def test_a_strength_at_which_all_were_ties_is_not_shown_as_always_wrong() -> None:
     found = figures.reward_figures([element(0.5, 2), element(1.0, 4)], [1, 0, 1, 0])
     assert set(found["by_strength"]) == {"4"}
@@ -166,5 +179,5 @@ def test_the_comparisons_of_one_ranking_are_not_independent() -> None:
 
 def test_no_held_out_comparisons_are_no_figures_and_no_failure() -> None:
     found = figures.reward_figures([], [])
-    assert found["accuracy"] is None and found["pairs"] == 0
+    assert found["accuracy"] is found["ece"] is found["length_baseline"] is None and found["pairs"] == 0
     json.dumps(found, allow_nan=False)

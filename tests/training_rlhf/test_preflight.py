@@ -83,7 +83,7 @@ def test_the_models_positions_limit_the_length(make_run: MakeRun) -> None:
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([], "no comparison to learn from"),
+        ([], "no row to learn from"),
         ([pair_row(number, p=0.5) for number in range(8)], "ties"),
         ([pair_row(n, chosen=pair_row(n)["rejected"]) for n in range(8)], "same text"),
     ],

@@ -49,13 +49,20 @@ GROUPED = TRAINING | {"group_by_length": True}
 RUNS: dict[str, dict[str, Any]] = {
     "dpo": {"method": "dpo", "training": GROUPED},
     "dpo-lora": {"method": "dpo", "tuning": LORA, "training": GROUPED},
-    "reward": {"method": "reward_model", "rankings": 12, "training": TRAINING},
+    "reward": {"method": "reward_model", "rankings": 12, "ratings": 12, "training": TRAINING},
     "reward-grouped": {
         "method": "reward_model",
         "rankings": 12,
         "training": GROUPED | {"gradient_accumulation": 2},
     },
-    "reward-lora": {"method": "reward_model", "rankings": 12, "tuning": LORA, "training": TRAINING},
+    "reward-lora": {
+        "method": "reward_model",
+        "rankings": 12,
+        "ratings": 12,
+        "reward_learning": {"ranking_loss": "plackett_luce"},
+        "tuning": LORA,
+        "training": TRAINING,
+    },
 }
 
 
@@ -163,7 +170,11 @@ def test_an_interrupted_run_goes_on_bit_exactly(
 
     done = run_child(run_dir)
     assert done.returncode == EXIT_COMPLETE, done.stdout
-    assert weights(run_dir) == weights(uninterrupted(name))
+    through = uninterrupted(name)
+    assert weights(run_dir) == weights(through)
+    heads = [(one.model / "rating_head.json") for one in (run_dir, through)]
+    assert [head.exists() for head in heads] == ["ratings" in RUNS[name]] * 2
+    assert "ratings" not in RUNS[name] or heads[0].read_bytes() == heads[1].read_bytes()
     numbers = [line["seq"] for line in read_jsonl(run_dir.progress)]
     assert numbers == list(range(1, len(numbers) + 1))
     assert not run_dir.error.exists()

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from training.rlhf import compatibility
 from training.rlhf.method_settings import (
     ConfigError,
+    Distillation,
     Dpo,
     Grpo,
     Kto,
@@ -21,6 +22,7 @@ from training.rlhf.method_settings import (
 )
 from training.rlhf.method_settings import check as _check
 from training.rlhf.methods import METHODS
+from training.rlhf.reward_options import options_of
 from training.rlhf.tuning_settings import Tuning
 
 __all__ = ["FORMAT", "HUB_ID", "ConfigError", "RunConfig", "Sampling", "Training", "Tuning", "upgraded"]
@@ -111,6 +113,7 @@ class RunConfig:
     rloo: Rloo = field(default_factory=Rloo)
     grpo: Grpo = field(default_factory=Grpo)
     rejection_sampling: RejectionSampling = field(default_factory=RejectionSampling)
+    distillation: Distillation = field(default_factory=Distillation)
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -123,6 +126,9 @@ class RunConfig:
                 _check(isinstance(location, str), f"policies.{name} is {location!r}: a folder or hub id")
             return
         _check(bool(self.model), "model: name the folder or hub id to start from")
+        if METHODS[self.method].needs_teacher:
+            taught = self.distillation.teacher or self.distillation.system_prompt
+            _check(bool(taught), "distillation.teacher and system_prompt: at least one of them")
         compatibility.check(
             self.method, self.tuning.kind, gradient_checkpointing=self.training.gradient_checkpointing
         )
@@ -130,6 +136,25 @@ class RunConfig:
             _check(bool(self.rewards), f"rewards: {self.method} needs at least one reward function")
             names = [reward.name for reward in self.rewards]
             _check(len(set(names)) == len(names), "rewards: each needs a name of its own")
+            _check("missing_eos" not in names, "rewards: missing_eos is the penalty for a cut completion")
+            for reward in self.rewards:
+                options_of(reward)
+        if self.method in ("rloo", "grpo"):
+            self._check_groups()
+
+    def _check_groups(self) -> None:
+        """All completions of a prompt are in one step, where they are compared with each other."""
+        section: Rloo | Grpo = getattr(self, self.method)
+        at_once = self.training.batch_size * self.training.gradient_accumulation
+        _check(
+            at_once % section.completions_per_prompt == 0,
+            f"{self.method}.completions_per_prompt is {section.completions_per_prompt}, which does not "
+            f"divide the {at_once} completions of a step (batch_size times gradient_accumulation)",
+        )
+        _check(
+            self.sampling.temperature > 0,
+            f"sampling.temperature is 0: {self.method} compares completions that differ",
+        )
 
     def to_json(self) -> dict[str, Any]:
         """What config.json holds: of the methods' own sections, only that of this method."""

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from training.rlhf import held_out, trained_share, virtual_tokens
+from training.rlhf import held_out, learners, trained_share, virtual_tokens
 from training.rlhf.config import RunConfig
-from training.rlhf.data import Element
+from training.rlhf.data import Row
 from training.rlhf.door import Message
 from training.rlhf.held_out import HeldOut
 from training.rlhf.model_files import positions
@@ -39,11 +39,16 @@ def length_limit(config: RunConfig, model_config: PretrainedConfig) -> int:
     return min(config.training.max_length, positions(model_config) - virtual_tokens.room(config.tuning))
 
 
+def row_limit(table: str, config: RunConfig, model_config: PretrainedConfig) -> int:
+    """Tokens that a row of a table may have: a prompt needs room for what is written after it."""
+    return (held_out.limit_of if table == "prompts" else length_limit)(config, model_config)
+
+
 def of(
     config: RunConfig,
     model_config: PretrainedConfig,
-    train: list[Element],
-    test: list[Element],
+    train: list[Row],
+    test: list[Row],
     prompts: HeldOut | None,
     *,
     count_tokens: Callable[[list[Message]], int],
@@ -52,8 +57,7 @@ def of(
     weights = trained_share.count(config, model_config)
     parameters = weights.whole
     lengths, unseen = (
-        [[count_tokens(one.conversation(n)) for n in range(len(one.completions))] for one in elements]
-        for elements in (train, test)
+        [[count_tokens(one) for one in row.conversations()] for row in rows] for rows in (train, test)
     )
     steps = _steps(config, rows=len(train))
     training = config.training
@@ -136,6 +140,9 @@ def _steps(config: RunConfig, *, rows: int) -> int:
     training = config.training
     if training.max_steps > 0:
         return training.max_steps
+    counted = learners.steps_of(config, rows=rows)
+    if counted is not None:
+        return ceil(counted * training.epochs)
     batches = ceil(rows / training.batch_size)
     per_epoch = max(1, ceil(batches / training.gradient_accumulation))
     return ceil(per_epoch * training.epochs)

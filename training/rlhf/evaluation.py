@@ -17,13 +17,25 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from training.rlhf import failures, figures, held_out, loading, rendering, sampling, scoring
+from training.rlhf import (
+    failures,
+    figures,
+    held_out,
+    loading,
+    rating_figures,
+    rating_head,
+    rendering,
+    sampling,
+    scoring,
+)
 from training.rlhf.checkpoints import is_disk_full
 from training.rlhf.config import RunConfig, Sampling
-from training.rlhf.data import drop_too_long, read_for_reward_model
+from training.rlhf.data import Row, drop_too_long, read_for_reward_model
+from training.rlhf.door import Message
 from training.rlhf.estimate import length_limit
 from training.rlhf.model_files import causal_config
 from training.rlhf.progress import raise_if_stopped, report
+from training.rlhf.rated import Rated, read_rated
 from training.rlhf.run_dir import (
     EXIT_REFUSED,
     ProgressWriter,
@@ -86,23 +98,50 @@ def completion_logprobs(
 
 
 def evaluate_reward_model(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[str, Any]:
-    """Score the held-out comparisons with model/ and write evaluation.json."""
-    progress.write("Scoring held-out comparisons")
+    """Score the held-out comparisons and ratings with model/ and write evaluation.json.
+
+    Held-out ratings are measured also where none were learnt from (reward_learning.rating_weight 0).
+    """
+    progress.write("Scoring held-out rows")
     model, tokenizer = loading.load_reward_model(run_dir.model)
     loading.use_device(model)
-    elements = drop_too_long(
-        read_for_reward_model(run_dir, "test"),
-        limit=length_limit(config, model.config),
-        count_tokens=lambda messages: len(rendering.conversation_ids(tokenizer, messages)),
-    ).elements
-    conversations = [one.conversation(n) for one in elements for n in range(len(one.completions))]
+    limit = length_limit(config, model.config)
+
+    def count_tokens(messages: list[Message]) -> int:
+        return len(rendering.conversation_ids(tokenizer, messages))
+
+    compared = read_for_reward_model(run_dir, "test")
+    elements = drop_too_long(compared, limit=limit, count_tokens=count_tokens).elements
+    rated = drop_too_long(read_rated(run_dir, "test"), limit=limit, count_tokens=count_tokens).elements
+    rows: list[Row] = [*elements, *rated]
+    conversations = [one for row in rows for one in row.conversations()]
     scores = scoring.reward_scores(model, tokenizer, conversations, batch_size=config.training.batch_size)
-    found = figures.reward_figures(elements, scores)
+    split = len(scores) - len(rated)
+    learnt_from = read_for_reward_model(run_dir, "train")
+    found = figures.reward_figures(elements, scores[:split], learnt_from=learnt_from)
+    found["ratings"] = _by_ratings(run_dir, rated, scores[split:])
     margins = any(comparison.margin for element in elements for comparison in element.comparisons)
     found["calibration_note"] = MARGIN_NOTE if margins and config.reward_learning.use_margin else ""
     write_json(run_dir.evaluation, found)
-    report(progress, {"eval_accuracy": found["accuracy"], "ece": found["ece"]}, message="Evaluated")
+    values = {"eval_accuracy": found["accuracy"], "ece": found["ece"]}
+    if found["ratings"]:
+        values |= {"eval_spearman": found["ratings"]["spearman"], "eval_mae": found["ratings"]["mae"]}
+    report(progress, values, message="Evaluated")
     return found
+
+
+def _by_ratings(run_dir: RunDir, rated: list[Rated], scores: list[float]) -> dict[str, Any] | None:
+    head = rating_head.load(run_dir.model)
+    if head is None:
+        return rating_figures.rating_figures(rated, scores)
+    said = torch.tensor(scores)
+    return rating_figures.rating_figures(
+        rated,
+        scores,
+        expected=head.expected(said).tolist(),
+        finds_acceptable=head.finds_acceptable(said).tolist(),
+        acceptable_from=head.acceptable_from,
+    )
 
 
 def evaluate_policy(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[str, Any]:

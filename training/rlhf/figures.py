@@ -183,12 +183,15 @@ def correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
     return float(np.corrcoef(one, other)[0, 1])
 
 
-def reward_figures(elements: Sequence[Element], scores: Sequence[float]) -> dict[str, Any]:
+def reward_figures(
+    elements: Sequence[Element], scores: Sequence[float], *, learnt_from: Sequence[Element] = ()
+) -> dict[str, Any]:
     """The figures of evaluation.json from the scores of every completion, in order of the elements.
 
     Each comparison counts once, those of a ranking too; intervals take the comparisons of a prompt together.
     The length baseline is a rule without a model, "the longer text is the better one": a reward model that
-    is no better has learnt nothing but length.
+    is no better has learnt nothing but length. `length_baseline` is the same rule with its interval, turned
+    round where in the rows that were learnt from the shorter text was the better one more often than not.
     """
     differences: list[float] = []
     by_length: list[float] = []
@@ -197,10 +200,9 @@ def reward_figures(elements: Sequence[Element], scores: Sequence[float]) -> dict
     strengths: list[int | None] = []
     start = 0
     for element in elements:
-        lengths = [sum(len(turn["content"]) for turn in turns) for turns in element.completions]
+        by_length += _longer_by(element)
         for one in element.comparisons:
             differences.append(scores[start + one.chosen] - scores[start + one.rejected])
-            by_length.append(lengths[one.chosen] - lengths[one.rejected])
             p.append(one.p)
             prompts.append(json.dumps(element.prompt))
             strengths.append(element.strength)
@@ -214,9 +216,34 @@ def reward_figures(elements: Sequence[Element], scores: Sequence[float]) -> dict
         "pairs": accuracy["n"],
         "prompts": len({prompt for prompt, chosen in zip(prompts, p, strict=True) if chosen != 0.5}),
         "by_strength": _by_strength(differences, p, prompts, strengths),
-        "ece": ece,
+        "ece": ece if differences else None,
         "calibration": bins,
         "length_baseline_accuracy": reward_accuracy(by_length, p)["rate"] if accuracy["n"] else None,
+        "length_baseline": _length_baseline(by_length, p, prompts, learnt_from) if accuracy["n"] else None,
+    }
+
+
+def _longer_by(element: Element) -> list[float]:
+    """By how many characters the chosen text of each comparison is longer."""
+    lengths = [sum(len(turn["content"]) for turn in turns) for turns in element.completions]
+    return [float(lengths[one.chosen] - lengths[one.rejected]) for one in element.comparisons]
+
+
+def _length_baseline(
+    by_length: Sequence[float], p: Sequence[float], prompts: Sequence[str], learnt_from: Sequence[Element]
+) -> dict[str, Any]:
+    seen = reward_accuracy(
+        [length for element in learnt_from for length in _longer_by(element)],
+        [one.p for element in learnt_from for one in element.comparisons],
+    )
+    shorter = seen["n"] > 0 and seen["rate"] < 0.5
+    found = reward_accuracy([-one for one in by_length] if shorter else by_length, p, prompts=prompts)
+    return {
+        "rule": "shorter is better" if shorter else "longer is better",
+        "accuracy": found["rate"],
+        "low": found["low"],
+        "high": found["high"],
+        "pairs": found["n"],
     }
 
 

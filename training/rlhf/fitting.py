@@ -1,4 +1,4 @@
-"""What the reward model and DPO share: settings, checkpoints, progress, resuming, saving what was trained.
+"""What methods that learn by a trainer of TRL share: settings, checkpoints, progress, resuming, saving.
 
 TRL's trainers do the work. This adds what lessons-training.md found missing or unsafe: checkpoints that count
 only when whole, a stop between two steps, curves in progress.jsonl, and no settings left to chance.
@@ -196,6 +196,7 @@ class Checkpointed(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: weight.detach().contiguous() for name, weight in self._trained().items()}
         save_file(weights, folder / TRAINED)
+        self.save_beside(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         stored, trained = load_file(Path(resume_from_checkpoint) / TRAINED), self._trained()
@@ -208,10 +209,17 @@ class Checkpointed(Trainer):
         with torch.no_grad():
             for name, weight in trained.items():
                 weight.copy_(stored[name])
+        self.load_beside(Path(resume_from_checkpoint))
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         model: Any = self.accelerator.unwrap_model(self.model)
         return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+    def save_beside(self, folder: Path) -> None:
+        """Write what is learnt beside the model's weights, into a checkpoint and into model/."""
+
+    def load_beside(self, folder: Path) -> None:
+        """Take it back from a checkpoint."""
 
 
 def fit(trainer: Trainer, *, run_dir: RunDir, progress: ProgressWriter) -> None:
@@ -248,6 +256,9 @@ def save_trained(
     for leftover in (draft, run_dir.model):
         shutil.rmtree(leftover, ignore_errors=True)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    draft.mkdir()
+    if isinstance(trainer, Checkpointed):
+        trainer.save_beside(draft)  # before anything is rounded
     if config.tuning.kind in BESIDE_THE_WEIGHTS:
         model = adapters.detach(model, config.tuning, draft)
         model.float()

@@ -12,10 +12,22 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from training.rlhf import adapters, estimate, failures, held_out, loading, rendering, row_checks, sampling
+from training.rlhf import (
+    adapters,
+    estimate,
+    failures,
+    held_out,
+    learners,
+    loading,
+    rendering,
+    row_checks,
+    sampling,
+)
 from training.rlhf.config import RunConfig
+from training.rlhf.data import Element, Row
 from training.rlhf.door import Message
 from training.rlhf.held_out import HeldOut
+from training.rlhf.methods import METHODS
 from training.rlhf.model_files import causal_config, positions
 from training.rlhf.progress import Cancelled
 from training.rlhf.run_dir import EXIT_REFUSED, Preflight, RunDir, RunError
@@ -39,28 +51,37 @@ def _check(run_dir: RunDir, config: RunConfig) -> Preflight:
     tokenizer = loading.load_tokenizer(config.model)
     model_config = causal_config(config.model)
     errors = _vocabulary_errors(tokenizer, model_config, where=config.model)
+    makes_policy = METHODS[config.method].makes == "policy"
     if not errors:
-        loading.check_weights(config.model, purpose="policy" if config.method == "dpo" else "reward_base")
-    if config.method == "dpo" and config.reward_model:
+        loading.check_weights(config.model, purpose="policy" if makes_policy else "reward_base")
+    if makes_policy and config.reward_model:
         loading.load_tokenizer(config.reward_model)
         loading.check_weights(config.reward_model, purpose="reward_model")
 
     count_tokens = _counter(tokenizer)
     limit = estimate.length_limit(config, model_config)
-    parts = row_checks.read_parts(run_dir, config, limit=limit, count_tokens=count_tokens)
+    parts = row_checks.read_parts(
+        run_dir,
+        config,
+        limit_of=lambda table: estimate.row_limit(table, config, model_config),
+        count_tokens=count_tokens,
+    )
     train, test = (row_checks.of_split(parts, split) for split in ("train", "test"))
     rows: dict[str, dict[str, dict[str, int]]] = {}
     for (table, split), part in parts.items():
         rows.setdefault(table, {})[split] = row_checks.figures(part)
-    prompts = held_out.read(run_dir, config, tokenizer, model_config) if config.method == "dpo" else None
+    prompts = held_out.read(run_dir, config, tokenizer, model_config) if makes_policy else None
     if prompts:
-        rows["prompts"] = {"test": _prompt_figures(prompts)}
-    errors += row_checks.errors(parts, train, run_dir=run_dir, limit=limit)
+        rows.setdefault("prompts", {})["test"] = _prompt_figures(prompts)
+    errors += row_checks.errors(parts, train, config=config, run_dir=run_dir, limit=limit)
+    errors += learners.row_errors(config, train, run_dir=run_dir)
+    needed, cautions = learners.setting_errors(config, tokenizer, run_dir=run_dir)
+    errors += needed
     errors += _prompt_errors(prompts, config) + _template_errors(tokenizer, config)
     guess = {}
     if train:
         guess = estimate.of(config, model_config, train, test, prompts, count_tokens=count_tokens)
-    sample = train[0].conversation(train[0].comparisons[0].chosen) if train else None
+    sample = _sample(train)
     said = {error["what"] for error in errors}
     return _answer(
         errors=errors,
@@ -68,12 +89,21 @@ def _check(run_dir: RunDir, config: RunConfig) -> Preflight:
             *(problem for problem in rendering.template_problems(tokenizer) if problem not in said),
             *row_checks.warnings(train, test, prompts, parts=parts, limit=limit, config=config),
             *_prompt_warnings(prompts),
+            *cautions,
             *_memory_warnings(guess),
         ],
         rows=rows,
         template=_template(tokenizer, sample),
         estimate=guess,
     )
+
+
+def _sample(train: list[Row]) -> list[Message] | None:
+    """The conversation that people see as the model will: of a comparison, the preferred one."""
+    if not train:
+        return None
+    first = train[0]
+    return first.conversations()[first.comparisons[0].chosen if isinstance(first, Element) else 0]
 
 
 def _check_sampling(run_dir: RunDir, config: RunConfig) -> Preflight:
@@ -130,7 +160,7 @@ def _prompt_warnings(prompts: HeldOut | None) -> list[str]:
 
 def _template_errors(tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> list[RunError]:
     """A policy that never saw the end of an answer writes until it is cut; a reward model need not stop."""
-    if config.method != "dpo" or rendering.ends_turns(tokenizer):
+    if METHODS[config.method].makes != "policy" or rendering.ends_turns(tokenizer):
         return []
     return [
         RunError(

@@ -2,64 +2,69 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from training.rlhf import learners
 from training.rlhf.config import RunConfig
 from training.rlhf.data import (
     SPLITS,
     Element,
     Fitting,
+    Row,
     Split,
     drop_too_long,
-    read_pairs,
-    read_rankings,
-    without_pairs_of,
 )
 from training.rlhf.door import Message
 from training.rlhf.held_out import HeldOut
+from training.rlhf.methods import METHODS
 from training.rlhf.run_dir import RunDir, RunError
 
 MOST_DROPPED = 0.2  # a larger share of rows over the limit is refused: the rest is another dataset
 
-Table = str  # "pairs" or "rankings"
-Parts = dict[tuple[Table, Split], Fitting]
+Parts = dict[tuple[str, Split], Fitting[Row]]  # by table and split
 
 
 def read_parts(
-    run_dir: RunDir, config: RunConfig, *, limit: int, count_tokens: Callable[[list[Message]], int]
+    run_dir: RunDir,
+    config: RunConfig,
+    *,
+    limit_of: Callable[[str], int],
+    count_tokens: Callable[[list[Message]], int],
 ) -> Parts:
-    """Every table and split that the method reads, without the rows over the limit."""
+    """Every table and split that the method reads, without the rows over their table's limit."""
     return {
-        (table, split): drop_too_long(elements, limit=limit, count_tokens=count_tokens)
+        (table, split): drop_too_long(elements, limit=limit_of(table), count_tokens=count_tokens)
         for split in SPLITS
-        for table, elements in _tables(run_dir, config, split).items()
+        for table, elements in learners.learner(config.method).tables(run_dir, config, split).items()
     }
 
 
-def of_split(parts: Parts, split: Split) -> list[Element]:
+def of_split(parts: Parts, split: Split) -> list[Row]:
     return [element for (_, other), part in parts.items() if other == split for element in part.elements]
 
 
-def _tables(run_dir: RunDir, config: RunConfig, split: Split) -> dict[Table, list[Element]]:
-    pairs = read_pairs(run_dir.data / f"pairs.{split}.jsonl")
-    if config.method == "dpo":
-        return {"pairs": pairs}
-    rankings = read_rankings(run_dir.data / f"rankings.{split}.jsonl")
-    return {"pairs": without_pairs_of(rankings, pairs), "rankings": rankings}
-
-
-def figures(part: Fitting) -> dict[str, int]:
+def figures(part: Fitting[Row]) -> dict[str, int]:
     return {
         "kept": len(part.elements),
         "dropped": part.dropped,
         "longest": part.longest,
-        "ties": sum(element.is_all_ties for element in part.elements),
+        "ties": sum(isinstance(row, Element) and row.is_all_ties for row in part.elements),
     }
 
 
-def errors(parts: Parts, train: list[Element], *, run_dir: RunDir, limit: int) -> list[RunError]:
+def errors(
+    parts: Parts, train: list[Row], *, config: RunConfig, run_dir: RunDir, limit: int
+) -> list[RunError]:
     found = []
-    where = str(run_dir.data)
+    if not train:
+        found.append(
+            RunError(
+                what="The dataset has no row to learn from.",
+                where=str(run_dir.data),
+                do=f"{METHODS[config.method].label} learns from: {METHODS[config.method].learns_from} "
+                "Freeze a dataset that holds them.",
+            )
+        )
     for (table, split), part in parts.items():
         total = len(part.elements) + part.dropped
         if part.dropped > MOST_DROPPED * total:
@@ -72,31 +77,30 @@ def errors(parts: Parts, train: list[Element], *, run_dir: RunDir, limit: int) -
                     "or use a dataset with shorter texts.",
                 )
             )
+    return found
+
+
+def comparison_errors(train: Sequence[Element], *, where: str) -> list[RunError]:
+    """What keeps comparisons from teaching anything; none of these when there is no row at all."""
     if not train:
-        found.append(
-            RunError(
-                what="The dataset has no comparison to learn from.",
-                where=where,
-                do="Freeze a dataset from rounds in which completions were compared or ranked.",
-            )
-        )
-    elif all(element.is_all_ties for element in train):
-        found.append(
+        return []
+    if all(element.is_all_ties for element in train):
+        return [
             RunError(
                 what=f"All {len(train)} rows are ties: nothing says what is better.",
                 where=where,
                 do="Judge more tasks, or use a rule that keeps the raters' decisions.",
             )
-        )
-    elif all(_is_one_text(element) for element in train):
-        found.append(
+        ]
+    if all(_is_one_text(element) for element in train):
+        return [
             RunError(
                 what="In every row the completions are the same text.",
                 where=where,
                 do="Sample at a higher temperature, and judge again.",
             )
-        )
-    return found
+        ]
+    return []
 
 
 def _is_one_text(element: Element) -> bool:
@@ -104,8 +108,8 @@ def _is_one_text(element: Element) -> bool:
 
 
 def warnings(
-    train: list[Element],
-    test: list[Element],
+    train: list[Row],
+    test: list[Row],
     prompts: HeldOut | None,
     *,
     parts: Parts,
@@ -113,17 +117,16 @@ def warnings(
     config: RunConfig,
 ) -> list[str]:
     said: Counter[tuple[str, str, str]] = Counter()  # (prompt, chosen, rejected) of decided comparisons
-    for element in train:
+    compared = [row for row in train if isinstance(row, Element)]
+    for element in compared:
         for one in element.comparisons:
             if one.p > 0.5:
                 said[_key(element, one.chosen, one.rejected)] += 1
     repeated = sum(count - 1 for count in said.values())
     contradictory = sum((prompt, other, one) in said for prompt, one, other in said if one < other)
-    unseen = [element.prompt for element in test] + (
-        [one.messages for one in prompts.prompts] if prompts else []
-    )
-    leaking = {_text(element.prompt) for element in train} & {_text(prompt) for prompt in unseen}
-    same = sum(_is_one_text(element) for element in train)
+    unseen = [row.prompt for row in test] + ([one.messages for one in prompts.prompts] if prompts else [])
+    leaking = {_text(row.prompt) for row in train} & {_text(prompt) for prompt in unseen}
+    same = sum(_is_one_text(element) for element in compared)
     dropped = sum(part.dropped for part in parts.values())
     findings = [
         (repeated, f"{repeated} comparisons say again what another one says."),
@@ -135,7 +138,7 @@ def warnings(
             limit < config.training.max_length,
             f"The model has {limit} positions: max_length {config.training.max_length} is cut to that.",
         ),
-        (not test, "Nothing is held out: there will be no accuracy on comparisons that it has not seen."),
+        (not test, "Nothing is held out: there will be no figures on rows that it has not seen."),
     ]
     return [sentence for holds, sentence in findings if holds]
 

@@ -63,11 +63,8 @@ def generate(
     All write a stretch of tokens, then those that have not ended write on, in full batches again. A batch
     that runs until its longest text ends spends most of its steps on padding; this takes 0.4 of the time.
     """
-    places = positions(model.config) - virtual_tokens.count(model)
-    most = min(sampling.max_new_tokens, places - 1)
-    room = places - most
-    prompts = [rendering.prompt_ids(tokenizer, messages)[-room:] for messages in conversations]
-    ends = _end_ids(model, tokenizer)
+    prompts, most = prompts_with_room(model, tokenizer, conversations, sampling=sampling)
+    ends = end_ids(model, tokenizer)
     written: list[list[int]] = [[] for _ in prompts]
     # Prompts of like length share a batch, so that little is padded.
     writing = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
@@ -78,8 +75,8 @@ def generate(
         for start in range(0, len(writing), sampling.batch_size):
             batch = writing[start : start + sampling.batch_size]
             rows = [[*prompts[index], *written[index]] for index in batch]
-            config = _generation_config(tokenizer, sampling, ends=ends, tokens=tokens)
-            with _threads_for(model), _its_own_distribution(model):
+            config = generation_config(tokenizer, sampling, ends=ends, tokens=tokens)
+            with threads_for(model), own_distribution(model):
                 texts = _write_on(model, tokenizer, rows, config, seed + draws)
             for index, new in zip(batch, texts, strict=True):
                 written[index] += new
@@ -90,6 +87,20 @@ def generate(
         writing = unfinished
         stretch *= 2  # what was written is read again each time: growing stretches keep that below double
     return [_sampled(tokenizer, prompt, ids, ends) for prompt, ids in zip(prompts, written, strict=True)]
+
+
+def prompts_with_room(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[rendering.Messages],
+    *,
+    sampling: Sampling,
+) -> tuple[list[list[int]], int]:
+    """Tokens of each prompt, and how many may follow: what both leave is within the model's positions."""
+    places = positions(model.config) - virtual_tokens.count(model)
+    most = min(sampling.max_new_tokens, places - 1)
+    room = places - most
+    return [rendering.prompt_ids(tokenizer, messages)[-room:] for messages in conversations], most
 
 
 def run(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> None:
@@ -169,7 +180,7 @@ class _StopWhenAsked(StoppingCriteria):
 
 
 @contextmanager
-def _its_own_distribution(model: PreTrainedModel) -> Iterator[None]:
+def own_distribution(model: PreTrainedModel) -> Iterator[None]:
     """Without the model's generation_config, from which transformers fills every setting that ours leaves."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     before = base.generation_config
@@ -181,7 +192,7 @@ def _its_own_distribution(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def _threads_for(model: PreTrainedModel) -> Iterator[None]:
+def threads_for(model: PreTrainedModel) -> Iterator[None]:
     """One thread for a small model on the CPU: steps are so short that two wait more than they work."""
     if model.device.type != "cpu" or model.num_parameters() > _SMALL:
         yield
@@ -217,7 +228,7 @@ def _write_on(
     return [_through_end(row, config.eos_token_id) for row in output[:, ids.shape[1] :].tolist()]
 
 
-def _generation_config(
+def generation_config(
     tokenizer: PreTrainedTokenizerBase, sampling: Sampling, *, ends: list[int], tokens: int
 ) -> GenerationConfig:
     draws = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
@@ -229,7 +240,8 @@ def _generation_config(
     )
 
 
-def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens at which the policy stops: those of its template, and those that the model names."""
     declared = model.generation_config.eos_token_id if model.generation_config is not None else None
     more = declared if isinstance(declared, list) else [declared] if declared is not None else []
     return sorted({*rendering.end_ids(tokenizer), *more})

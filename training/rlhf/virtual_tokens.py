@@ -2,9 +2,8 @@
 
 PEFT drops `position_ids` for prefix and prompt tuning. A model then counts the padding on the left of a
 batch, so that what a policy writes would depend on its neighbours; here places follow from the mask. And
-given embeddings, transformers reads a reward model's score at the last place of a row, which may be padding:
-here that place holds the state of the last token. Both are hooks, and act in training, sampling and scoring
-alike.
+given embeddings, transformers reads a reward model's score at the last place of a row, maybe padding: here
+that place holds the state of the last token. Both are hooks, and act in training, sampling and scoring alike.
 """
 
 import inspect

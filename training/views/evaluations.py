@@ -14,21 +14,9 @@ from labeling.datasets import held_out_judgements
 from labeling.models import PreferenceDataset
 from training.charts import Bin, Chart, calibration_chart, grouped_bars
 from training.models import Run
+from training.results import number_in
 
 STRENGTHS = {1: "slightly", 2: "somewhat", 3: "clearly", 4: "far"}  # better; as raters read them
-
-
-def number_in(data: Any, *path: str) -> float | None:
-    """The number at the end of a path of keys; None where there is none.
-
-    >>> number_in({"4": {"pairs": 12}}, "4", "pairs"), number_in({}, "kl"), number_in({"ok": True}, "ok")
-    (12, None, None)
-    """
-    for key in path:
-        if not isinstance(data, dict):
-            return None
-        data = data.get(key)
-    return data if isinstance(data, int | float) and not isinstance(data, bool) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +47,7 @@ class PolicyFigures:
 
 
 def policy_figures(evaluation: dict[str, Any]) -> PolicyFigures | None:
-    """Figures of a DPO run; None before its evaluation."""
+    """Figures of a run that makes a policy; None before its evaluation."""
     keys = {field.name: field.name for field in fields(PolicyFigures) if field.name != "kl_note"}
     keys["win_rate"] = "win_rate_reward_model"
     found = {name: number_in(evaluation, key) for name, key in keys.items()}
@@ -93,7 +81,7 @@ def reward_evaluation(run: Run) -> RewardEvaluation | None:
     """A reward model on the held-out comparisons, beside the raters themselves; None for other runs."""
     found = run.evaluation
     accuracy = number_in(found, "accuracy")
-    if run.method != Run.Method.REWARD_MODEL or accuracy is None:
+    if run.makes != "reward_model" or accuracy is None:
         return None
     raters = raters_agreement(run.dataset) if run.dataset else PairAgreement(overall=Share())
     return RewardEvaluation(

@@ -2,13 +2,14 @@
 
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.utils.http import content_disposition_header
 from django.views.decorators.http import require_POST, require_safe
 
 from labeling.models import Policy, Project
-from training import gate
-from training.forms import PromoteForm
+from training import exports, gate
+from training.forms.promotion import PromoteForm
 from training.views import evaluations
 from training.views.comparing import comparing
 from training.views.samples import samples_of
@@ -38,6 +39,22 @@ def policy_promote(request: HttpRequest, policy_id: int) -> HttpResponse:
     return redirect("policy", found.pk)
 
 
+@login_required
+@require_safe
+def policy_export(request: HttpRequest, policy_id: int, part: str) -> StreamingHttpResponse:
+    """The model, or its adapter, as one archive that is packed while it is sent."""
+    artifact = artifact_of(_policy_of(request, policy_id))
+    if artifact is None:
+        raise Http404("This policy was not trained here.")
+    try:
+        made = exports.export(artifact, part)
+    except exports.NothingToExport as nothing:
+        raise Http404(str(nothing)) from nothing
+    response = StreamingHttpResponse(made.content, content_type="application/zip")
+    response["Content-Disposition"] = content_disposition_header(True, f"{made.name}.zip") or ""
+    return response
+
+
 def _policy_of(request: HttpRequest, policy_id: int) -> Policy:
     return get_object_or_404(
         Policy.objects.filter(project__in=Project.objects.managed_by(request.user)).select_related(
@@ -58,6 +75,7 @@ def _page(request: HttpRequest, found: Policy, form: PromoteForm, status: int = 
             "project": found.project,
             "policy": found,
             "artifact": artifact,
+            "exported": exports.parts_of(artifact) if artifact else [],
             "lineage": artifact.lineage if artifact else {},
             "figures": evaluations.policy_figures(artifact.run.evaluation) if artifact else None,
             "evaluation_error": evaluations.evaluation_error(artifact.run.evaluation) if artifact else None,

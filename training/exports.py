@@ -1,0 +1,183 @@
+"""A trained model leaves the house: its files as transformers, PEFT and vLLM read them, with a model card.
+
+The weights go as they lie in the run's folder: merged, in the numbers of the model that the run started from.
+The adapter of a LoRA run lies beside them and is offered as well.
+"""
+
+import json
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from django.utils.text import slugify
+
+from labeling.archives import zipped
+from training.models import Artifact, GateDecision
+from training.results import number_in
+
+CARD = "README.md"
+LICENCE = (
+    "That of the model it comes from and of its data, which is not known here: add it before you publish."
+)
+# What a run folder holds for us alone, and where it lay on this machine.
+NOT_FOR_OTHERS = {"README.md", "lineage.json", "canaries.json"}
+
+
+class NothingToExport(Exception):
+    """There are no such files; the message says why."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """One archive: its name without the ending, what is in it, and its bytes as they are made."""
+
+    name: str
+    files: list[str]
+    content: Iterator[bytes]
+
+
+def parts_of(artifact: Artifact) -> list[str]:
+    """What can be exported: "model", and "adapter" when the run trained one."""
+    folders = {part: _folder(artifact, part) for part in ("model", "adapter")}
+    return [part for part, folder in folders.items() if any(folder.glob("*.safetensors"))]
+
+
+def export(artifact: Artifact, part: str = "model") -> Export:
+    """The archive of a part. Raises NothingToExport."""
+    if part not in parts_of(artifact):
+        raise NothingToExport(f"Run {artifact.run_id} left no {part} on this machine.")
+    folder = _folder(artifact, part)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    files = [str(path.relative_to(folder)) for path in paths if path.name not in NOT_FOR_OTHERS]
+    title = artifact.policy.name if artifact.policy else f"reward model, run {artifact.run_id}"
+    name = f"{slugify(title) or f'run-{artifact.run_id}'}{'' if part == 'model' else '-adapter'}"
+    texts = {CARD: model_card(artifact, part), "lineage.json": json.dumps(shared_lineage(artifact), indent=1)}
+    return Export(
+        name=name,
+        files=[*texts, *files],
+        content=zipped(folder, files, within=name, texts=texts, compress=False),
+    )
+
+
+def shared_lineage(artifact: Artifact) -> dict[str, Any]:
+    """The lineage without places on this machine: folders become the names of their last parts."""
+    return {name: _without_places(value) for name, value in artifact.lineage.items()}
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_places(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_places(inner) for inner in value]
+    if isinstance(value, str) and posixpath.isabs(value):
+        return "/".join(value.rstrip("/").split("/")[-2:])
+    return value
+
+
+def _folder(artifact: Artifact, part: str) -> Path:
+    model = Path(artifact.folder)
+    return model if part == "model" else model.parent / part
+
+
+def model_card(artifact: Artifact, part: str = "model") -> str:
+    """Markdown with the front matter that a hub reads: data, lineage, licence, figures, how to load it."""
+    run = artifact.run
+    title = artifact.policy.name if artifact.policy else f"Reward model of run {run.pk}"
+    writes = artifact.kind == Artifact.Kind.POLICY
+    front = {
+        "library_name": "transformers" if part == "model" else "peft",
+        "pipeline_tag": "text-generation" if writes else "text-classification",
+        "tags": ["ratchet", "rlhf", run.method.replace("_", "-")],
+    }
+    lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in front.items()), "---", ""]
+    lines += [f"# {_plain(title)}", "", f"Trained by Ratchet: {run.get_method_display()}, run {run.pk}.", ""]
+    lines += ["## Data", "", *_data(artifact), ""]
+    lines += ["## Where it comes from", "", *_ancestors(artifact), ""]
+    lines += ["## Figures", "", *(_figures(artifact) or ["None were measured."]), ""]
+    lines += ["## Licence", "", LICENCE, ""]
+    lines += ["## How to load it", "", *_loading(artifact, part), ""]
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """A name that people gave, on one line and without Markdown."""
+    return " ".join("".join(c if c not in "`*_<>[]|#\\" else " " for c in text).split())
+
+
+def _data(artifact: Artifact) -> list[str]:
+    dataset = artifact.run.dataset
+    if dataset is None:
+        return ["None."]
+    tables = dataset.manifest.get("tables", {})
+    counts = [f"{name}: {split.get('train', 0)} to learn from, {split.get('test', 0)} held out"
+              for name, split in tables.items()]  # fmt: skip
+    return [
+        f"Preference dataset {_plain(dataset.name)}, sha256 `{dataset.digest}`, "
+        f"rule: {dataset.get_rule_display()}.",
+        "",
+        *(f"- {count}" for count in counts),
+    ]
+
+
+def _ancestors(artifact: Artifact) -> list[str]:
+    """From the model itself back to the first policy of the project."""
+    lines, policy, seen = [], artifact.policy or artifact.run.policy, set()
+    while policy is not None and policy.pk not in seen:
+        seen.add(policy.pk)
+        made = Artifact.objects.filter(policy=policy).select_related("run").first()
+        how = f", by {made.run.get_method_display()} in run {made.run_id}" if made else ""
+        lines.append(f"- {_plain(policy.name)}{how}")
+        policy = policy.parent
+    versions = artifact.lineage.get("versions", {})
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return [*lines, "", f"Seed {artifact.run.config.get('seed', 0)}. {listed}", "", "Recipe:", "", "```json",
+            json.dumps(_without_places(artifact.run.config), indent=1), "```"]  # fmt: skip
+
+
+def _figures(artifact: Artifact) -> list[str]:
+    found = artifact.run.evaluation
+    named = (
+        ("accuracy", "Accuracy on held-out comparisons", "{:.3f}"),
+        ("ece", "Calibration error (ECE)", "{:.3f}"),
+        ("win_rate_reward_model", "Win rate over its parent, by reward model", "{:.3f}"),
+        ("kl", "KL from its parent, nats a completion", "{:.2f}"),
+        ("eos_rate_new", "Share of completions that end by themselves", "{:.3f}"),
+        ("length_new", "Mean length of a completion, tokens", "{:.1f}"),
+    )
+    lines = [
+        f"- {label}: {shape.format(value)}"
+        for key, label, shape in named
+        if (value := number_in(found, key)) is not None
+    ]
+    decisions = GateDecision.objects.filter(policy=artifact.policy_id, win_rate__isnull=False)
+    for decision in decisions.select_related("against") if artifact.policy_id else []:
+        over = f" over {_plain(decision.against.name)}" if decision.against else ""
+        lines.append(
+            f"- Win rate{over}, by people: {decision.win_rate:.3f} "
+            f"(95 %: {decision.low:.3f} to {decision.high:.3f}; {decision.labels} labels)"
+        )
+    return lines
+
+
+def _loading(artifact: Artifact, part: str) -> list[str]:
+    kind = "CausalLM" if artifact.kind == Artifact.Kind.POLICY else "SequenceClassification"
+    code = [f"from transformers import AutoModelFor{kind}, AutoTokenizer", ""]
+    served = []
+    if part == "adapter":
+        parent = _plain(artifact.run.policy.name) if artifact.run.policy else "its parent"
+        code = [
+            "from peft import PeftModel",
+            *code,
+            f'base = AutoModelFor{kind}.from_pretrained("...")  # {parent}',
+            'model = PeftModel.from_pretrained(base, ".")',
+        ]
+    else:
+        code += [
+            'tokenizer = AutoTokenizer.from_pretrained(".")',
+            f'model = AutoModelFor{kind}.from_pretrained(".")',
+        ]
+        served = ["", "`vllm serve .` serves it too."] if kind == "CausalLM" else []
+    rendered = "The chat template comes with the tokenizer; text has to be rendered with it."
+    return [rendered, "", "```python", *code, "```", *served]
