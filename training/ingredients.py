@@ -6,14 +6,12 @@ from labeling.models import Policy, PreferenceDataset, Project
 from training.models import Artifact, Run
 from training.rlhf.methods import METHODS
 
-FROZEN = {"pairs", "rankings", "ratings", "prompts"}  # tables that a dataset of a project may hold
-# Every method but sampling, and those whose rows no project holds: they are run by hand, from a folder.
-TRAINABLE = tuple(name for name, method in METHODS.items() if FROZEN.intersection(method.tables))
-LABELLED = ("pairs", "rankings", "ratings", "unpaired", "demonstrations")  # tables that say what is good
+TRAINABLE = tuple(name for name, method in METHODS.items() if method.tables)  # every method but sampling
+LABELLED = ("pairs", "rankings", "ratings", "unpaired", "demonstrations", "texts")  # all but the prompts
 
 
 def holds_labels(dataset: PreferenceDataset) -> bool:
-    """Whether it says anything of completions; every dataset holds the prompts."""
+    """Whether it holds more than the prompts, which every dataset does."""
     return any(table in dataset.manifest.get("tables", {}) for table in LABELLED)
 
 
@@ -39,7 +37,7 @@ def tables_of(project: Project) -> set[str]:
 
 def policy_method_for(dataset: PreferenceDataset) -> str:
     """The plainest method that makes a policy from this dataset: pairs say most, prompts are always there."""
-    simplest = (Run.Method.DPO, Run.Method.KTO, Run.Method.SFT, Run.Method.PPO)
+    simplest = (Run.Method.DPO, Run.Method.KTO, Run.Method.SFT, Run.Method.PRETRAINING)
     return next((m for m in simplest if can_be_learnt_from(dataset, m)), Run.Method.PPO)
 
 

@@ -48,6 +48,7 @@ class Run(models.Model):
         """The names of training.rlhf.methods.METHODS, which says of each what it takes and makes."""
 
         REWARD_MODEL = "reward_model", METHODS["reward_model"].label
+        PRETRAINING = "pretraining", METHODS["pretraining"].label
         SFT = "sft", METHODS["sft"].label
         DPO = "dpo", METHODS["dpo"].label
         KTO = "kto", METHODS["kto"].label

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from labeling.models import Policy, PreferenceDataset, Project
-from labeling.policies import PolicyRefused, check_location
-from training.ingredients import TRAINABLE, can_be_learnt_from
+from training.ingredients import TRAINABLE, can_be_learnt_from, trained_policies
 from training.models import Artifact, Run
 from training.rewards import why_not_permitted
 from training.rlhf.config import ConfigError, RunConfig
@@ -51,14 +50,10 @@ def check_parts(
 
 
 def check_teacher(project: Project, recipe: dict[str, Any]) -> None:
-    """A teacher is loaded like a policy, so it has to lie where one may lie."""
-    teacher = recipe.get("distillation", {}).get("teacher")
-    if not teacher:
-        return
-    try:
-        recipe["distillation"]["teacher"] = check_location(teacher, project=project)
-    except PolicyRefused as error:
-        raise RunRefused(f"{UNFIT} distillation.teacher: {error}") from error
+    """A teacher is loaded by the process that trains: it is one of the project's own policies."""
+    teacher = recipe.get("distillation", {}).get("teacher", "")
+    if teacher and not trained_policies(project).filter(location=teacher).exists():
+        raise RunRefused(f"{UNFIT} distillation.teacher is no policy of this project")
 
 
 def check_rewards(project: Project, recipe: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ DRAWS: dict[str, Any] = {"learning_rate": 3e-4, "epochs": 1.0, "max_steps": 40, 
 SMALL: dict[str, dict[str, Any]] = {
     Run.Method.REWARD_MODEL: {"training": ROWS},
     Run.Method.SAMPLE: {"sampling": {"batch_size": 256}},
+    Run.Method.PRETRAINING: {"training": {**ROWS, "group_by_length": False}, "sampling": STORIES},
     Run.Method.SFT: {"training": ROWS, "sampling": STORIES},
     Run.Method.DPO: {"training": ROWS, "sampling": STORIES},
     Run.Method.KTO: {"training": ROWS, "sampling": STORIES},
@@ -41,7 +42,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "sampling": STORIES,
     },
     Run.Method.REJECTION_SAMPLING: {"training": ROWS, "sampling": STORIES},
-    Run.Method.DISTILLATION: {"training": {**DRAWS, "batch_size": 32}, "sampling": STORIES},
+    Run.Method.DISTILLATION: {"training": ROWS, "sampling": STORIES},
 }
 # For any other policy: adapters, at the rates that LoRA is usually trained with.
 ADAPTERS: dict[str, Any] = {"kind": "lora"}
@@ -66,6 +67,7 @@ USUAL: dict[str, dict[str, Any]] = {
         "tuning": ADAPTERS,
         "training": {**LONG_ROWS, "learning_rate": 1e-4, "batch_size": 4, "gradient_accumulation": 4},
     },
+    Run.Method.PRETRAINING: {"training": {**LONG_ROWS, "learning_rate": 1e-5}},
     Run.Method.SFT: {"tuning": ADAPTERS, "training": {**LONG_ROWS, "learning_rate": 1e-4}},
     Run.Method.DPO: {"tuning": ADAPTERS, "training": {**LONG_ROWS, "learning_rate": 2e-5}},
     # KTO's KL term is an average over the batch (2402.01306, section 4): it wants more than two rows.
@@ -81,7 +83,11 @@ USUAL: dict[str, dict[str, Any]] = {
         "training": {**LONG_ROWS, "learning_rate": 1e-4},
         "sampling": ANSWERS,
     },
-    Run.Method.DISTILLATION: {"tuning": ADAPTERS, "training": LONG_DRAWS, "sampling": ANSWERS},
+    Run.Method.DISTILLATION: {
+        "tuning": ADAPTERS,
+        "training": {**LONG_ROWS, "learning_rate": 1e-4},
+        "sampling": ANSWERS,
+    },
 }
 
 

@@ -22,6 +22,7 @@ from training.models import Artifact, Run
 from training.recipes import SMALL, USUAL, merged
 from training.rlhf.config import RunConfig
 from training.rlhf.methods import METHODS
+from training.runs import RunRefused, create_run
 from training.views.curves import BY_METHOD, curves_of
 from training.views.method_choice import GROUPS, WHEN, choices
 
@@ -35,9 +36,9 @@ RULE: dict[str, Any] = {"rule_1_kind": "length", "rule_1_text": "60"}
 
 @pytest.fixture
 def judged(project: Project) -> PreferenceDataset:
-    """A dataset of comparisons and ratings, as pages see it: without its files."""
+    """A dataset of comparisons, ratings and texts, as pages see it: without its files."""
     make_starter(project)
-    return listed(project, "all", "pairs", "ratings")
+    return listed(project, "all", "pairs", "ratings", "texts")
 
 
 def listed(project: Project, name: str, *tables: str) -> PreferenceDataset:
@@ -86,9 +87,9 @@ def recipe_needed(method: str) -> dict[str, Any]:
 
 
 def test_every_method_of_the_table_is_a_method_of_a_run() -> None:
-    assert set(Run.Method.values) == {*TRAINABLE, "sample"}
+    assert set(Run.Method.values) == set(METHODS)
     assert {value: str(label) for value, label in Run.Method.choices} == {
-        name: METHODS[name].label for name in (*TRAINABLE, "sample")
+        name: method.label for name, method in METHODS.items()
     }
 
 
@@ -293,23 +294,6 @@ def test_a_pair_of_thresholds_that_cross_is_refused_beside_its_field(
     assert answer.context["form"].errors == {"bad_to": ["Bad up to is 5.0: below Good from (4.0)"]}
 
 
-@pytest.mark.parametrize(
-    ("changes", "beside", "said"),
-    [
-        ({"system_prompt": ""}, ["teacher", "system_prompt"], "at least one of them"),
-        ({"teacher": "/etc"}, ["teacher"], "outside the folders for models"),
-        ({"teacher": "no such thing!"}, ["teacher"], "neither an absolute folder nor a hub id"),
-    ],
-)
-def test_a_teacher_has_to_lie_where_a_policy_may(
-    changes: dict[str, Any], beside: list[str], said: str, manager: Client, project: Project, model: Artifact
-) -> None:
-    answer = post(manager, project, "distillation", **changes)
-    errors = answer.context["form"].errors
-    assert list(errors) == beside and said in errors[beside[0]][0]
-    assert Run.objects.count() == 1
-
-
 def test_the_reward_model_of_another_project_is_not_offered(
     manager: Client, project: Project, model: Artifact, ann: User
 ) -> None:
@@ -352,7 +336,9 @@ def test_the_run_names_its_rewards_and_has_a_chart_for_each(
     assert "Explained variance" in page.content.decode()
 
 
-@pytest.mark.parametrize("method", [m for m in TRAINABLE if METHODS[m].makes == "policy"])
+@pytest.mark.parametrize(
+    "method", [m for m in TRAINABLE if METHODS[m].makes == "policy" and m != "pretraining"]
+)
 def test_the_policy_of_any_method_is_a_candidate_with_its_name(
     method: str, project: Project, frozen: PreferenceDataset
 ) -> None:
@@ -377,3 +363,41 @@ def test_the_policy_of_any_method_is_a_candidate_with_its_name(
     assert (policy.state, policy.parent) == ("candidate", run.policy)
     run.refresh_from_db()
     assert run.next_round is not None and run.next_round.new_policy == policy
+
+
+# ---- a teacher
+
+
+def test_a_teacher_is_a_policy_of_the_project(manager: Client, project: Project, model: Artifact) -> None:
+    larger = factories.make_policy(project, "larger")
+    larger.location = "org/larger"
+    larger.save()
+    page = manager.get(f"{reverse('run_new', args=[project.slug])}?method=distillation").content.decode()
+    assert '<option value="org/larger">larger</option>' in page
+    post(manager, project, "distillation", teacher="org/larger")
+    run = Run.objects.latest("pk")
+    assert run.config["distillation"]["teacher"] == "org/larger"
+    assert run.config["distillation"]["system_prompt"] == "Be kind."
+
+
+def test_a_model_from_elsewhere_does_not_teach(manager: Client, project: Project, model: Artifact) -> None:
+    before = Run.objects.count()
+    answer = post(manager, project, "distillation", teacher="/srv/other/model")
+    assert "Select a valid choice" in answer.content.decode()
+    with pytest.raises(RunRefused, match="teacher is no policy of this project"):
+        create_run(
+            project=project,
+            method="distillation",
+            dataset=project.datasets.get(),
+            policy=project.policies.get(name="starter"),
+            config={"distillation": {"teacher": "/srv/other/model"}},
+        )
+    assert Run.objects.count() == before
+
+
+def test_without_teacher_and_system_prompt_the_form_says_what_is_missing(
+    manager: Client, project: Project, model: Artifact
+) -> None:
+    answer = post(manager, project, "distillation", system_prompt="")
+    assert answer.status_code == 422
+    assert "at least one of them" in answer.content.decode()

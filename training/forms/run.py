@@ -68,7 +68,9 @@ class RunForm(forms.Form):
         kwargs["initial"] = {**filled_in, **chosen}
         super().__init__(*args, **kwargs)
         for setting in self.settings_read:
-            self.fields[setting.field] = setting_fields.field_of(setting, method=method)
+            self.fields[setting.field] = setting_fields.field_of(setting, draws=self.learns.draws)
+        if self.learns.needs_teacher:
+            self.fields["teacher"] = _teacher_field(self.fields["teacher"], policies)
         self._choose_from("dataset", datasets_to_learn_from(project, method))
         self._choose_from("policy", policies)
         models = reward_models(project)
@@ -227,6 +229,17 @@ class RunForm(forms.Form):
                 content, weight = self.found.fields[name]
                 return weight if why.startswith(f"rewards.{name}.weight") else content
         return next((content for content, _ in self.found.fields.values()), rewards.first_field(self.models))
+
+
+def _teacher_field(plain: forms.Field, policies: QuerySet[Policy]) -> forms.ChoiceField:
+    """Policies of the project by their models; the value is a location, as the recipe has it."""
+    models = {policy.location: str(policy) for policy in reversed(policies)}
+    return forms.ChoiceField(
+        required=False,
+        label=plain.label,
+        help_text=plain.help_text,
+        choices=[("", "The policy itself, under the system prompt"), *reversed(models.items())],
+    )
 
 
 def settings_of(run: Run) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from django import forms
 
-from training.forms.setting_words import CHOICES, LONG_TEXTS, OF_KINDS, words_of
+from training.forms.setting_words import CHOICES, OF_KINDS, words_of
 from training.rlhf.config import RunConfig
 from training.rlhf.methods import METHODS
 
@@ -18,7 +18,7 @@ SECTIONS: dict[str, Any] = {
 }
 # Asked for at once, before the page is opened further, in this order.
 FIRST = ("training.learning_rate", "training.epochs", "training.batch_size")
-FIRST_WRITING = ("training.learning_rate", "training.max_steps", "training.batch_size")
+FIRST_ONLINE = ("training.learning_rate", "training.max_steps", "training.batch_size")
 FIRST_OWN: dict[str, tuple[str, ...]] = {
     "dpo": ("dpo.beta",),
     "kto": ("kto.beta", "kto.good_from", "kto.bad_to"),
@@ -28,6 +28,7 @@ FIRST_OWN: dict[str, tuple[str, ...]] = {
     "rejection_sampling": ("rejection_sampling.completions_per_prompt",),
     "distillation": ("distillation.teacher", "distillation.system_prompt", "distillation.on_policy"),
 }
+LONG_TEXTS = {"distillation.system_prompt"}
 
 
 @dataclass(frozen=True)
@@ -63,20 +64,22 @@ def settings_of(method: str) -> list[Setting]:
 
 def first_of(method: str) -> tuple[str, ...]:
     """Keys of the settings that are asked for at once."""
-    shared = FIRST_WRITING if METHODS[method].draws else FIRST
+    is_online = METHODS[method].is_online
+    shared = FIRST_ONLINE if is_online else FIRST
     length = ("sampling.max_new_tokens",) if METHODS[method].draws else ()
     return (*shared, *FIRST_OWN.get(method, ()), *length, "tuning.kind")
 
 
-def field_of(setting: Setting, *, method: str) -> forms.Field:
-    field = _field_of(setting, writes=METHODS[method].draws)
+def field_of(setting: Setting, *, draws: bool) -> forms.Field:
+    """`draws`: the method writes while it learns, so that some settings mean more."""
+    field = _field_of(setting, draws=draws)
     if setting.key in OF_KINDS:
         field.widget.attrs["data-kinds"] = " ".join(OF_KINDS[setting.key])
     return field
 
 
-def _field_of(setting: Setting, *, writes: bool) -> forms.Field:
-    label, help_text = words_of(setting.section, setting.name, writes=writes)
+def _field_of(setting: Setting, *, draws: bool) -> forms.Field:
+    label, help_text = words_of(setting.section, setting.name, draws=draws)
     kind = get_type_hints(SECTIONS[setting.section])[setting.name]
     said: dict[str, Any] = {"label": label, "help_text": help_text}
     if get_origin(kind) is Literal:
@@ -88,10 +91,10 @@ def _field_of(setting: Setting, *, writes: bool) -> forms.Field:
         return forms.IntegerField(widget=forms.NumberInput(attrs={"step": 1}), **said)
     if kind is float:
         return forms.FloatField(widget=forms.NumberInput(attrs={"step": "any"}), **said)
+    if setting.key in LONG_TEXTS:
+        return forms.CharField(required=False, max_length=20_000, widget=forms.Textarea({"rows": 3}), **said)
     if kind is str:
-        if setting.key in LONG_TEXTS:
-            said["widget"] = forms.Textarea(attrs={"rows": 3})
-        return forms.CharField(required=False, max_length=10_000, **said)
+        return forms.CharField(required=False, max_length=1000, **said)
     return forms.TypedChoiceField(  # left open: decided by the device
         required=False,
         choices=[("", "Where a GPU can"), ("True", "Yes"), ("False", "No")],

@@ -96,25 +96,22 @@ WORDS: dict[str, tuple[str, str]] = {
     "grpo.loss": ("Loss", "How a completion's tokens are averaged."),
     "grpo.missing_eos_penalty": ("Penalty for no end", "Taken from the reward of a completion that was cut."),
     "rejection_sampling.completions_per_prompt": ("Completions a prompt", "The best of them is learnt."),
-    "distillation.teacher": (
-        "Teacher",
-        "A hub id such as org/model, or a model's folder. Empty: the policy itself, under the system prompt.",
-    ),
+    "distillation.teacher": ("Teacher", "Whose way of writing is learnt, token by token."),
     "distillation.system_prompt": (
         "System prompt of the teacher",
-        "The teacher reads it before every prompt; the student learns to do without.",
+        "The teacher reads it before every prompt; the new policy learns to do without.",
     ),
     "distillation.on_policy": (
-        "Share written by the student",
-        "The teacher corrects its texts; the rest is the teacher's.",
+        "Share that the student writes",
+        "1: the teacher only corrects what the policy writes itself; 0: it only shows.",
     ),
     "distillation.divergence": (
         "Divergence",
-        "0: cover all that the teacher may say; 1: keep to what it says most; between: something of both.",
+        "0: say all that the teacher would; 1: say only what it finds likely.",
     ),
 }
-# Where completions are written for training, some of these mean more.
-WORDS_WRITING: dict[str, tuple[str, str]] = {
+# Where a method draws its own completions, some of these mean more.
+WORDS_DRAWING: dict[str, tuple[str, str]] = {
     "training.epochs": ("Epochs", "How often each prompt is answered."),
     "training.batch_size": ("Batch size", "Completions on the device at once."),
     "training.max_length": ("Longest row", "Tokens of prompt and completion; longer prompts are dropped."),
@@ -144,7 +141,6 @@ CHOICES: dict[str, dict[str, str]] = {
     "dpo.loss": {"sigmoid": "Sigmoid", "ipo": "IPO", "hinge": "Hinge", "robust": "Robust to wrong labels"},
     "grpo.loss": {"grpo": "GRPO", "dapo": "DAPO", "dr_grpo": "Dr. GRPO", "bnpo": "BNPO"},
 }
-LONG_TEXTS = ("distillation.system_prompt",)
 # Kinds of tuning that a setting belongs to; the page hides it under the others.
 OF_KINDS = {
     "tuning.frozen_layers": ("freeze",),
@@ -159,7 +155,7 @@ OF_KINDS = {
 }
 
 
-def words_of(section: str, name: str, *, writes: bool = False) -> tuple[str, str]:
+def words_of(section: str, name: str, *, draws: bool = False) -> tuple[str, str]:
     """Label and help of a setting.
 
     >>> words_of("ppo", "clip")
@@ -168,5 +164,5 @@ def words_of(section: str, name: str, *, writes: bool = False) -> tuple[str, str
     ('Some new size', '')
     """
     key = f"{section}.{name}"
-    known = WORDS_WRITING.get(key) if writes else None
+    known = WORDS_DRAWING.get(key) if draws else None
     return known or WORDS.get(key) or (name.replace("_", " ").capitalize(), "")

@@ -74,6 +74,12 @@ LENGTH = Curve(
     meaning="In tokens, on average. When it grows with the reward, length may be all that is learnt.",
     lines={"mean": ("completion_length", "completions/mean_length")},
 )
+ENDS = Curve(
+    title="Ends by itself",
+    meaning="The share of completions that come to an end before they are cut.",
+    share=True,
+    lines={"completions": ("eos_rate",)},
+)
 OF_PPO = (
     Curve(
         title="Loss of policy and value",
@@ -102,12 +108,7 @@ OF_PPO = (
         meaning="How far the policy moves on one rollout, in nats a token.",
         lines={"step": ("policy/approxkl",)},
     ),
-    Curve(
-        title="Ends by itself",
-        meaning="The share of completions that come to an end before they are cut.",
-        share=True,
-        lines={"completions": ("eos_rate",)},
-    ),
+    ENDS,
 )
 OF_GROUPS = (
     Curve(
@@ -169,13 +170,16 @@ BY_METHOD: dict[str, tuple[Curve, ...]] = {
     "grpo": (REWARD, KL, ENTROPY, LENGTH, *OF_GROUPS, ONLINE_LOSS),
     "rejection_sampling": (REWARD, *OF_EXAMPLES, LENGTH),
     "sft": OF_EXAMPLES,
+    "pretraining": OF_EXAMPLES,
     "distillation": (
         Curve(
-            title="Loss",
-            meaning="How far the policy is from its teacher, token by token: 0 is no difference.",
-            lines=LOSS.lines,
+            title="Divergence from the teacher",
+            meaning="How far the next tokens of student and teacher are apart, in nats. This is what "
+            "training makes smaller.",
+            lines={"training": ("loss",), "held out": ("eval_loss",)},
         ),
         LENGTH,
+        ENDS,
     ),
 }
 

@@ -19,8 +19,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Learn what people prefer", ("reward_model",)),
     ("From preferences", ("dpo", "kto")),
     ("From a reward", ("ppo", "rloo", "grpo", "rejection_sampling")),
-    ("From examples", ("sft",)),
-    ("From a teacher", ("distillation",)),
+    ("From examples", ("sft", "distillation", "pretraining")),
 )
 # When to take it, in a sentence.
 WHEN = {
@@ -31,7 +30,8 @@ WHEN = {
     "rloo": "Measures completions of a prompt against each other: close to PPO, with half of its parts.",
     "grpo": "Like RLOO with larger groups: for rewards that can be checked, such as rules.",
     "rejection_sampling": "Writes many, keeps the best and imitates it: slow to learn, hard to break.",
-    "distillation": "Learns to write as a larger policy does, or as itself under a system prompt.",
+    "distillation": "Learns to write as a larger policy does, or as itself does under a system prompt.",
+    "pretraining": "Reads the texts of a field before it learns to answer in it.",
     "sft": "Imitates demonstrations, or the completions that people preferred: a start for a raw model.",
 }
 # What to do about a table that no dataset holds: where to, and what the link says.

@@ -55,7 +55,8 @@ def _content(reward: dict[str, Any]) -> str:
 
 
 def _label(run: Run, section: str, name: str) -> str:
-    return WORDS.get(f"{section}.{name}") or words_of(section, name, writes=METHODS[run.method].draws)[0]
+    draws = METHODS[run.method].draws
+    return WORDS.get(f"{section}.{name}") or words_of(section, name, draws=draws)[0]
 
 
 def _value(section: str, name: str, value: Any) -> Any:
