@@ -272,7 +272,7 @@ def stored(run_dir: RunDir) -> dict[str, str]:
 
 def test_a_checkpoint_of_another_kind_of_tuning_is_refused(tiny_policy: Path, tmp_path: Path) -> None:
     short = {"max_steps": 4, "save_every": 2}
-    made = {"model": tiny_policy, "method": "dpo", "pairs": 8, "training": short}
+    made: dict[str, Any] = {"model": tiny_policy, "method": "dpo", "pairs": 8, "training": short}
     run_dir = write_run(tmp_path, **made)
     train(run_dir)
     write_run(tmp_path, **made, tuning={"kind": "head"})
