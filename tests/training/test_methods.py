@@ -16,7 +16,7 @@ from tests.training.stage import make_run, make_starter
 from tests.training.test_run_form import settings_of
 from training.forms.setting_fields import SECTIONS
 from training.forms.setting_fields import settings_of as settings_read
-from training.forms.setting_words import CHOICES, WORDS
+from training.forms.setting_words import CHOICES, OF_KINDS, WORDS
 from training.ingredients import TRAINABLE
 from training.models import Artifact, Run
 from training.recipes import SMALL, USUAL, merged
@@ -100,15 +100,12 @@ def test_every_method_that_trains_is_offered_once_with_words_defaults_and_curves
         assert set(TRAINABLE) <= set(table)
 
 
-def test_words_are_only_said_of_settings_that_there_are() -> None:
+def test_every_setting_has_words_and_no_word_is_of_another() -> None:
     known = {
         f"{name}.{field}" for name, section in SECTIONS.items() for field in section.__dataclass_fields__
     }
-    announced = {"tuning.frozen_layers", "tuning.virtual_tokens", "tuning.bottleneck_size"}
-    assert {key.partition(".")[0] for key in WORDS} <= set(SECTIONS)
-    assert {key for key in WORDS if not key.startswith("tuning.")} <= known
-    assert {key for key in CHOICES if not key.startswith("tuning.")} <= known
-    assert announced <= set(WORDS)
+    assert set(WORDS) == known
+    assert {*CHOICES, *OF_KINDS} <= known
 
 
 @pytest.mark.parametrize("method", TRAINABLE)
@@ -292,6 +289,32 @@ def test_a_pair_of_thresholds_that_cross_is_refused_beside_its_field(
 ) -> None:
     answer = post(manager, project, "kto", bad_to=5)
     assert answer.context["form"].errors == {"bad_to": ["Bad up to is 5.0: below Good from (4.0)"]}
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "said"),
+    [
+        ("ppo", {"kind": "qlora"}, "Tuning is “QLoRA: LoRA on a base of 4 bits” with ppo: PPO trains"),
+        ("sft", {"kind": "prefix", "gradient_checkpointing": "on"}, "turn gradient checkpointing off"),
+        ("dpo", {"kind": "freeze", "frozen_layers": 0}, "Frozen layers is 0: from 1"),
+    ],
+)
+def test_a_kind_of_tuning_that_cannot_work_is_refused_beside_its_field(
+    method: str, changes: dict[str, Any], said: str, manager: Client, project: Project, model: Artifact
+) -> None:
+    answer = post(manager, project, method, **changes)
+    errors = answer.context["form"].errors
+    assert list(errors) == [next(reversed(changes)) if method == "dpo" else "kind"]
+    assert said in next(iter(errors.values()))[0]
+
+
+def test_every_kind_of_tuning_can_be_chosen(manager: Client, project: Project, model: Artifact) -> None:
+    page = manager.get(f"{reverse('run_new', args=[project.slug])}?method=sft")
+    offered = [value for value, _ in page.context["form"].fields["kind"].choices]
+    assert offered == list(CHOICES["tuning.kind"])
+    post(manager, project, "sft", kind="p_tuning", virtual_tokens=12, gradient_checkpointing="")
+    tuning = Run.objects.latest("pk").config["tuning"]
+    assert (tuning["kind"], tuning["virtual_tokens"]) == ("p_tuning", 12)
 
 
 def test_the_reward_model_of_another_project_is_not_offered(

@@ -189,6 +189,18 @@ def test_settings_that_a_method_does_not_read_are_not_told(
     ]
 
 
+def test_a_reward_model_that_learnt_from_ratings_alone_shows_how_well_it_orders_them(
+    manager: Client, project: Project, ann: User
+) -> None:
+    run = make_run(project, ann, Run.Method.REWARD_MODEL)
+    ratings = {"n": 240, "spearman": 0.713, "length_spearman": 0.2, "mae": 0.62, "mae_of_median": 1.04}
+    evaluation = {"accuracy": None, "pairs": 0, "ratings": ratings}
+    page = manager.get(put_in(run, State.COMPLETE, evaluation=evaluation).get_absolute_url()).content.decode()
+    for said in ("On ratings it has not seen", "0.71", "240 ratings", "0.62", "1.04"):
+        assert said in page, said
+    assert "On comparisons it has not seen" not in page
+
+
 def test_a_policy_without_kl_shows_its_figures_and_why(manager: Client, run: Run) -> None:
     evaluation = {"kl": None, "kl_note": "KL cannot be measured here.", "length_new": 48.2}
     page = manager.get(put_in(run, State.COMPLETE, evaluation=evaluation).get_absolute_url()).content.decode()

@@ -97,6 +97,26 @@ def reward_evaluation(run: Run) -> RewardEvaluation | None:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class RatingEvaluation:
+    """A reward model on held-out ratings; distances are on the scale of the ratings."""
+
+    n: float | None
+    spearman: float | None
+    spearman_low: float | None
+    spearman_high: float | None
+    length_spearman: float | None  # what "the longer the better" would get
+    mae: float | None  # how far off it is
+    mae_of_median: float | None  # if it said the same of all
+    mae_of_raters: float | None
+
+
+def rating_evaluation(evaluation: dict[str, Any]) -> RatingEvaluation | None:
+    names = [field.name for field in fields(RatingEvaluation)]
+    found = {name: number_in(evaluation, "ratings", name) for name in names}
+    return RatingEvaluation(**found) if found["n"] else None
+
+
 def raters_agreement(dataset: PreferenceDataset) -> PairAgreement:
     """How often a rater is right by the others, on held-out tasks. Reads every label the first time."""
     key = f"rater-accuracy-{dataset.pk}-{dataset.digest}"

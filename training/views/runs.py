@@ -136,6 +136,7 @@ def _state_context(run: Run) -> dict[str, Any]:
         "time_left": _time_left(run),
         "took": run.ended_at - run.started_at if run.started_at and run.ended_at else None,
         "reward_evaluation": evaluations.reward_evaluation(run) if evaluation else None,
+        "rating_evaluation": evaluations.rating_evaluation(evaluation),
         "policy_figures": evaluations.policy_figures(evaluation),
         "evaluation_error": evaluations.evaluation_error(evaluation),
         "artifact": _artifact_of(run),
