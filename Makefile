@@ -49,6 +49,8 @@ bench: setup ## the figures of docs/benchmarks.md
 	$(PY) -m tests.benchmarks.labels --store postgres
 	$(PY) -m tests.benchmarks.parity --method reward
 	$(PY) -m tests.benchmarks.parity --method dpo
+	$(PY) -m tests.benchmarks.parity --method sft
+	$(PY) -m tests.benchmarks.parity --method kto
 
 pictures: setup ## make the README's pictures again
 	$(PY) manage.py demo --headless --rounds 2 --keep var/pictures

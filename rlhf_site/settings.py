@@ -31,6 +31,11 @@ def env_number(name: str, default: int, *, low: int, high: int) -> int:
     return int(value)
 
 
+def env_list(name: str) -> list[str]:
+    """Words with commas between them."""
+    return [word.strip() for word in env_text(name, "").split(",") if word.strip()]
+
+
 # Where everything that is not code lives: database, key, datasets, runs.
 VAR_DIR = Path(env_text("RATCHET_VAR", str(BASE_DIR / "var"))).resolve()
 
@@ -215,6 +220,10 @@ STARTER_POLICY = BASE_DIR / "training" / "rlhf" / "starter" / "policy"
 MODEL_DIRS = [
     Path(p).resolve() for p in env_text("RATCHET_MODEL_DIRS", str(VAR_DIR / "models")).split(os.pathsep) if p
 ]
+# Modules whose functions a manager may choose as a reward: they are code that the process that trains runs.
+REWARD_MODULES = env_list("RATCHET_REWARD_MODULES")
+# Addresses of servers that a manager may choose as a judge: they are sent completions, and the judge's key.
+JUDGES = env_list("RATCHET_JUDGES")
 
 LOGGING = {
     "version": 1,

@@ -10,19 +10,25 @@ ROOT = Path(__file__).resolve().parent.parent
 GPU_STACK = {"torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "tokenizers", "accelerate"}
 FROM_THE_GPU_SIDE = {
     "training.rlhf",
+    "training.rlhf.compatibility",
     "training.rlhf.config",
     "training.rlhf.methods",
     "training.rlhf.method_settings",
+    "training.rlhf.reward_options",
     "training.rlhf.run_dir",
+    "training.rlhf.tuning_settings",
     "training.rlhf.starter",
     "training.rlhf.starter.world",
     "training.rlhf.starter.hidden_preference",
 }
 STANDARD_LIBRARY_ONLY = [
+    "compatibility",
     "config",
     "methods",
     "method_settings",
+    "reward_options",
     "run_dir",
+    "tuning_settings",
     "starter/world",
     "starter/hidden_preference",
 ]

@@ -11,7 +11,10 @@ from rest_framework.response import Response
 
 from labeling.models import Policy, PreferenceDataset, Project
 from training import runs
+from training.ingredients import TRAINABLE
 from training.models import Artifact, Run
+from training.rewards import reward_from
+from training.rlhf.method_settings import REWARD_KINDS
 
 METRICS_A_PAGE = 1000
 LARGEST_ID = 2**63 - 1
@@ -26,11 +29,34 @@ class RunSerializer(serializers.ModelSerializer[Run]):
         ]  # fmt: skip
 
 
+class RewardInputSerializer(serializers.Serializer[Any]):
+    """One reward of an online method.
+
+    kind `model`: `reward_model_run`, a run of this project. `length`, `regex`, `forbidden`, `python`:
+    `options`. `judge`: `options`, and `location`, an address in RATCHET_JUDGES or a policy of this project.
+    """
+
+    name = serializers.CharField(required=False, max_length=60)
+    kind = serializers.ChoiceField(choices=REWARD_KINDS)
+    weight = serializers.FloatField(default=1.0)
+    reward_model_run = serializers.IntegerField(required=False, max_value=LARGEST_ID)
+    location = serializers.CharField(default="", allow_blank=True, max_length=500)
+    options = serializers.DictField(default=dict)
+
+    def validate(self, given: dict[str, Any]) -> dict[str, Any]:
+        if (given["kind"] == "model") != ("reward_model_run" in given):
+            raise ValidationError({"reward_model_run": "Name it for the kind model, and for no other."})
+        return given
+
+
 class RunInputSerializer(serializers.Serializer[Any]):
-    method = serializers.ChoiceField(choices=[Run.Method.REWARD_MODEL, Run.Method.DPO])
+    """`config`: what differs from the defaults of a recipe, section by section, as a run shows it."""
+
+    method = serializers.ChoiceField(choices=TRAINABLE)
     dataset = serializers.IntegerField(max_value=LARGEST_ID)
     policy = serializers.IntegerField(max_value=LARGEST_ID)
     reward_model_run = serializers.IntegerField(required=False, allow_null=True, max_value=LARGEST_ID)
+    rewards = RewardInputSerializer(many=True, required=False)
     config = serializers.DictField(required=False)
     start_when_ready = serializers.BooleanField(default=True)
     then_next_round = serializers.BooleanField(default=False)
@@ -46,20 +72,32 @@ def run_list(request: Request, slug: str) -> Response:
     given.is_valid(raise_exception=True)
     values = given.validated_data
     reward_run = values.pop("reward_model_run", None)
+    if rewards := values.pop("rewards", []):
+        values["config"] = {**values.get("config", {}), "rewards": [_reward(project, one) for one in rewards]}
     try:
         run = runs.create_run(
             project=project,
             dataset=get_object_or_404(PreferenceDataset, project=project, pk=values.pop("dataset")),
             policy=get_object_or_404(Policy, project=project, pk=values.pop("policy")),
-            reward_model=get_object_or_404(Artifact, run__project=project, run=reward_run)
-            if reward_run is not None
-            else None,
+            reward_model=_artifact(project, reward_run) if reward_run is not None else None,
             created_by=request.user if request.user.is_authenticated else None,
             **values,
         )
     except runs.RunRefused as error:
         raise ValidationError(str(error)) from error
     return Response(RunSerializer(run).data, status=201)
+
+
+def _reward(project: Project, given: dict[str, Any]) -> dict[str, Any]:
+    """An entry of a recipe's `rewards`; what it may name is checked where the run is made."""
+    run_id = given.pop("reward_model_run", None)
+    if run_id is None:
+        return {"name": given["kind"], **given}
+    return reward_from(_artifact(project, run_id), name=given.get("name", ""), weight=given["weight"])
+
+
+def _artifact(project: Project, run_id: int) -> Artifact:
+    return get_object_or_404(Artifact, run__project=project, run=run_id)
 
 
 @api_view(["GET"])

@@ -4,18 +4,41 @@ from django.db.models import QuerySet
 
 from labeling.models import Policy, PreferenceDataset, Project
 from training.models import Artifact, Run
+from training.rlhf.methods import METHODS
 
-LEARNT_FROM = ("pairs", "rankings")  # tables of a dataset; from ratings alone nothing is trained yet
-
-
-def can_be_learnt_from(dataset: PreferenceDataset) -> bool:
-    """Whether it holds comparisons or rankings."""
-    return any(table in dataset.manifest.get("tables", {}) for table in LEARNT_FROM)
+TRAINABLE = tuple(name for name, method in METHODS.items() if method.tables)  # every method but sampling
+LABELLED = ("pairs", "rankings", "ratings", "unpaired", "demonstrations", "texts")  # all but the prompts
 
 
-def datasets_to_learn_from(project: Project) -> QuerySet[PreferenceDataset]:
+def holds_labels(dataset: PreferenceDataset) -> bool:
+    """Whether it holds more than the prompts, which every dataset does."""
+    return any(table in dataset.manifest.get("tables", {}) for table in LABELLED)
+
+
+def can_be_learnt_from(dataset: PreferenceDataset, method: str) -> bool:
+    """Whether it holds at least one of the tables that the method learns from."""
+    return any(table in dataset.manifest.get("tables", {}) for table in METHODS[method].tables)
+
+
+def datasets_to_learn_from(project: Project, method: str) -> QuerySet[PreferenceDataset]:
     """The newest first."""
-    return project.datasets.filter(manifest__tables__has_any_keys=LEARNT_FROM).order_by("-pk")
+    tables = list(METHODS[method].tables)
+    return project.datasets.filter(manifest__tables__has_any_keys=tables).order_by("-pk")
+
+
+def tables_of(project: Project) -> set[str]:
+    """Tables that at least one of its datasets holds. One query."""
+    return {
+        table
+        for tables in project.datasets.values_list("manifest__tables", flat=True)
+        for table in tables or {}
+    }
+
+
+def policy_method_for(dataset: PreferenceDataset) -> str:
+    """The plainest method that makes a policy from this dataset: pairs say most, prompts are always there."""
+    simplest = (Run.Method.DPO, Run.Method.KTO, Run.Method.SFT, Run.Method.PRETRAINING)
+    return next((m for m in simplest if can_be_learnt_from(dataset, m)), Run.Method.PPO)
 
 
 def trained_policies(project: Project) -> QuerySet[Policy]:

@@ -10,6 +10,7 @@ from django.urls import reverse
 
 from labeling.models import Policy, PreferenceDataset, Project, Round
 from labeling.models.projects import AnyUser
+from training.rlhf.methods import METHODS
 
 
 class RunQuerySet(models.QuerySet["Run"]):
@@ -44,9 +45,19 @@ class Run(models.Model):
     """
 
     class Method(models.TextChoices):
-        REWARD_MODEL = "reward_model", "Reward model"
-        DPO = "dpo", "DPO"
-        SAMPLE = "sample", "Sample completions"
+        """The names of training.rlhf.methods.METHODS, which says of each what it takes and makes."""
+
+        REWARD_MODEL = "reward_model", METHODS["reward_model"].label
+        PRETRAINING = "pretraining", METHODS["pretraining"].label
+        SFT = "sft", METHODS["sft"].label
+        DPO = "dpo", METHODS["dpo"].label
+        KTO = "kto", METHODS["kto"].label
+        PPO = "ppo", METHODS["ppo"].label
+        RLOO = "rloo", METHODS["rloo"].label
+        GRPO = "grpo", METHODS["grpo"].label
+        REJECTION_SAMPLING = "rejection_sampling", METHODS["rejection_sampling"].label
+        DISTILLATION = "distillation", METHODS["distillation"].label
+        SAMPLE = "sample", METHODS["sample"].label
 
     class State(models.TextChoices):
         CHECKING = "checking", "Checking"  # preflight wanted or under way
@@ -59,7 +70,7 @@ class Run(models.Model):
         FAILED = "failed", "Failed"
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="runs")
-    method = models.CharField(max_length=16, choices=Method)
+    method = models.CharField(max_length=24, choices=Method)
     state = models.CharField(max_length=9, choices=State)
     config = models.JSONField(default=dict)  # training.rlhf.config.RunConfig as JSON
     dataset = models.ForeignKey(
@@ -127,6 +138,11 @@ class Run(models.Model):
 
     def get_absolute_url(self) -> str:
         return reverse("run", args=[self.pk])
+
+    @property
+    def makes(self) -> str:
+        """reward_model, policy or completions."""
+        return METHODS[self.method].makes
 
     @property
     def folder(self) -> Path:

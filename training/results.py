@@ -38,9 +38,9 @@ def import_results(lease: Lease) -> Run:
         lease.end(
             Run.State.COMPLETE, "Complete.", evaluation=evaluation, fruitless_attempts=0, cancel_asked=False
         )
-        if run.method == Run.Method.REWARD_MODEL:
+        if run.makes == "reward_model":
             _add_artifact(run, run_dir, Artifact.Kind.REWARD_MODEL)
-        elif run.method == Run.Method.DPO:
+        elif run.makes == "policy":
             policy = _add_candidate(run, run_dir)
             if run.then_next_round:
                 Run.objects.filter(pk=run.pk).update(**next_round.after(run=run, policy=policy))
@@ -68,7 +68,7 @@ def _add_candidate(run: Run, run_dir: RunDir) -> Policy:
     number = Policy.objects.filter(project=run.project).count() + 1
     policy = Policy.objects.create(
         project=run.project,
-        name=f"policy {number} (DPO, run {run.pk})",
+        name=f"policy {number} ({run.get_method_display()}, run {run.pk})",
         state=Policy.State.CANDIDATE,
         location=str(run_dir.model.resolve()),
         parent=run.policy,

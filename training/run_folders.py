@@ -17,10 +17,10 @@ from django.utils import timezone
 from labeling import datasets, rounds
 from labeling.models import Prompt
 from training.models import Run
+from training.rlhf.methods import METHODS
 from training.rlhf.run_dir import RunDir, SampleRequest, write_json
 from training.runs import sampling_name
 
-TABLES = ("pairs", "rankings")
 SPLITS = ("train", "test")
 EVALUATION_PROMPTS = 256
 
@@ -94,7 +94,7 @@ def _copy_dataset(data: Path, run: Run) -> None:
     source = datasets.folder_of(run.dataset)
     datasets.verify(source, digest=run.dataset.digest)
     # Copies, not links: what a trainer does to its files must not reach a frozen dataset.
-    for table in TABLES:
+    for table in METHODS[run.method].tables:
         for split in SPLITS:
             rows = source / table / f"{split}.jsonl"
             if rows.exists():
@@ -103,7 +103,10 @@ def _copy_dataset(data: Path, run: Run) -> None:
 
 
 def _write_evaluation_prompts(data: Path, run: Run) -> None:
-    """Held-out prompts, the same ones for every run of the project: win rates can be compared."""
+    """Held-out prompts, the same ones for every run of the project: win rates can be compared.
+
+    They take the place of the dataset's own, which are those of its rounds alone.
+    """
     held_out = Prompt.objects.filter(project=run.project, split=Prompt.Split.TEST).order_by("pk")
     rows = held_out.values_list("messages", flat=True)[:EVALUATION_PROMPTS]
     _write_lines(data / "prompts.test.jsonl", ({"prompt": messages} for messages in rows))

@@ -4,8 +4,6 @@ Nothing here starts a process or writes a file: a worker (training.worker) takes
 Every change is one conditional UPDATE, so two people, or a person and a worker, cannot both win.
 """
 
-import math
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -20,21 +18,12 @@ from django.db.models.functions import Now
 from labeling import rounds
 from labeling.models import Policy, PreferenceDataset, Project, Round
 from training.models import Artifact, Run, Worker
+from training.recipe_checks import UNFIT as UNFIT
+from training.recipe_checks import RunRefused as RunRefused
+from training.recipe_checks import check_parts, check_rewards, check_teacher, checked_recipe
 from training.recipes import default_settings, merged
-from training.rlhf.config import ConfigError, RunConfig
 
 State = Run.State
-LARGEST = {  # whole numbers of a recipe; others end at 2**31
-    "seed": 2**32 - 1,
-    "training.max_steps": 10_000_000,
-    "training.save_every": 10_000_000,
-    "training.log_every": 10_000_000,
-    "tuning.lora_alpha": 10_000,
-}
-
-
-class RunRefused(Exception):
-    """This cannot be done with a run; the message says why, for the person who asked."""
 
 
 def create_run(
@@ -49,22 +38,26 @@ def create_run(
     start_when_ready: bool = False,
     then_next_round: bool = True,
 ) -> Run:
-    """A reward model or DPO run, which a worker checks first (preflight).
+    """A run that trains, by any method but sampling; a worker checks it first (preflight).
 
-    `config` holds the parts of a RunConfig that somebody chose: `seed`, `tuning`, `training`, `sampling`.
+    `config` holds the parts of a RunConfig that somebody chose: `seed`, `tuning`, `training`, `sampling`, the
+    method's own section, and `rewards` of an online method.
     """
-    _check_parts(project, method, dataset, policy, reward_model)
+    check_parts(project, method, dataset, policy, reward_model)
     chosen = {
         **merged(default_settings(method=method, policy=policy), config or {}),
         "method": method,
         "model": policy.location,
         "reward_model": reward_model.folder if reward_model else "",
     }
+    recipe = checked_recipe(chosen)
+    check_teacher(project, recipe)
+    check_rewards(project, recipe)
     return Run.objects.create(
         project=project,
         method=method,
         state=State.CHECKING,
-        config=_checked(chosen),
+        config=recipe,
         dataset=dataset,
         policy=policy,
         reward_model=reward_model,
@@ -73,66 +66,6 @@ def create_run(
         then_next_round=then_next_round,
         message="Waiting for a worker to check it.",
     )
-
-
-def _check_parts(
-    project: Project, method: str, dataset: PreferenceDataset, policy: Policy, reward_model: Artifact | None
-) -> None:
-    if method not in (Run.Method.REWARD_MODEL, Run.Method.DPO):
-        raise RunRefused(f"{method!r} is no method of training: reward_model or dpo.")
-    if dataset.project_id != project.pk:
-        raise RunRefused(f"The dataset {dataset} belongs to another project.")
-    if policy.project_id != project.pk:
-        raise RunRefused(f"The policy {policy} belongs to another project.")
-    if not policy.location:
-        raise RunRefused(f"The policy {policy} has no model: only its completions are known.")
-    if reward_model is None:
-        return
-    if reward_model.kind != Artifact.Kind.REWARD_MODEL or reward_model.run.project_id != project.pk:
-        raise RunRefused(f"{reward_model} is no reward model of this project.")
-    if reward_model.run.state != State.COMPLETE:
-        raise RunRefused(f"{reward_model.run} has not ended: its reward model is not complete.")
-
-
-def _checked(config: dict[str, Any]) -> dict[str, Any]:
-    try:
-        checked = RunConfig.from_json(config).to_json()
-    except (ConfigError, OverflowError) as error:
-        raise RunRefused(f"This recipe cannot be run. {error}") from error
-    for name, value in _settings_in(checked):
-        if reason := _why_unstorable(name, value):
-            raise RunRefused(f"This recipe cannot be run. {name!a}: {reason}")
-    return checked
-
-
-def _settings_in(config: dict[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value by its dotted name; the names that people chose are values too."""
-    for key, value in config.items():
-        name = f"{within}{key}"
-        yield name, key
-        if isinstance(value, dict):
-            yield from _settings_in(value, f"{name}.")
-        else:
-            yield name, value
-
-
-def _why_unstorable(name: str, value: Any) -> str:
-    """Why a value cannot be written down or is beyond all sense; empty when it is neither."""
-    match value:
-        case str() if not _is_storable(value):
-            return "it holds a character that cannot be stored."
-        case float() if not math.isfinite(value):
-            return f"{value} is no finite number."
-        case int() if abs(value) > LARGEST.get(name, 2**31 - 1):
-            return f"at most {LARGEST.get(name, 2**31 - 1):,}."
-    return ""
-
-
-def _is_storable(text: str) -> bool:
-    try:
-        return b"\0" not in text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return False
 
 
 def queue_sampling(round: Round) -> Run:
@@ -184,7 +117,7 @@ def _sampling_config(round: Round) -> dict[str, Any]:
         "policies": {sampling_name(policy): policy.location for policy in policies},
         "sampling": {"temperature": float(plan.temperature), "max_new_tokens": plan.max_new_tokens},
     }
-    return _checked(merged(default_settings(method=Run.Method.SAMPLE, policy=policies[0]), chosen))
+    return checked_recipe(merged(default_settings(method=Run.Method.SAMPLE, policy=policies[0]), chosen))
 
 
 def sampling_name(policy: Policy) -> str:

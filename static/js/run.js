@@ -6,27 +6,8 @@
   const page = document.getElementById("run-live");
   if (!page) return;
 
-  // TRL's names: DPO writes rewards/accuracies, the reward model accuracy.
-  const CHARTS = [
-    { title: "Loss", lines: { training: ["loss"], "held out": ["eval_loss"] } },
-    {
-      title: "Reward accuracy",
-      share: true,
-      lines: {
-        training: ["rewards/accuracies", "accuracy"],
-        "held out": ["eval_rewards/accuracies", "eval_accuracy"],
-      },
-    },
-    {
-      title: "Reward margin",
-      lines: {
-        training: ["rewards/margins", "margin"],
-        "held out": ["eval_rewards/margins", "eval_margin"],
-      },
-    },
-    { title: "Log-probability", lines: { chosen: ["logps/chosen"], rejected: ["logps/rejected"] } },
-    { title: "KL to the reference", lines: { KL: ["kl", "objective/kl", "eval_kl"] } },
-  ];
+  // training/views/curves.py says which metrics share a chart.
+  const CHARTS = JSON.parse(document.getElementById("run-curves").textContent);
   const GONE = 4404;
   const SLOWEST_RETRY = 15000;
 

@@ -1,17 +1,20 @@
 """Our trainers against a bare TRL script: same data, seed and settings. Same losses, and what do they cost?
 
-    python -m tests.benchmarks.parity --method dpo [--pairs 600] [--repeats 3]
+    python -m tests.benchmarks.parity --method dpo|reward|sft|kto [--pairs 600] [--repeats 3]
 
-Each training runs in a fresh process, ours and TRL's in turn. Time is `trainer.train()`, and for DPO the pass
-over the reference too, which ours makes before and TRL's in each step. The last line is one JSON object;
+Each training runs in a fresh process, ours and TRL's in turn. Time is `trainer.train()`, and for DPO and KTO
+the pass over the reference too, which ours makes before and TRL's in each step. SFT learns from the preferred
+side of each pair, KTO from both sides, good and bad. The last line is one JSON object;
 `time_ratio` compares the fastest of each, because whatever else a machine does only ever adds time;
 `cpu_ratio` does the same with the processor's time, which other processes disturb less.
 
-Rows come in random order on both sides. The starter's recipe groups them by length, which bare TRL refuses
-for preferences (ValueError: no 'input_ids' to measure): there is nothing to compare that with.
+Rows come in random order on both sides, for KTO in one order in all epochs. The starter's recipe groups them
+by length, which bare TRL refuses for preferences (ValueError: no 'input_ids' to measure): there is nothing to
+compare that with.
 """
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -32,7 +35,7 @@ SIDES = ("ours", "trl")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--method", choices=["reward", "dpo"], required=True)
+    parser.add_argument("--method", choices=["reward", "dpo", "sft", "kto"], required=True)
     parser.add_argument("--pairs", type=int, default=600)
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--repeats", type=int, default=3)
@@ -52,7 +55,7 @@ def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     policy, name = starter_policy(folder, seed=options.seed)
     print(f"{options.method}: {options.pairs} pairs, {options.epochs} epochs, from {name}", flush=True)
     config = RunConfig(
-        method="dpo" if options.method == "dpo" else "reward_model",
+        method="reward_model" if options.method == "reward" else options.method,
         seed=options.seed,
         model=str(policy),
         training=Training(learning_rate=2e-4, epochs=options.epochs, batch_size=16, max_length=256),
@@ -76,6 +79,8 @@ def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         ),
         "time_ratio": round(fastest(ours, "seconds") / fastest(theirs, "seconds"), 4),
         "cpu_ratio": round(fastest(ours, "cpu_seconds") / fastest(theirs, "cpu_seconds"), 4),
+        "ms_per_step_ours": round(1000 * fastest(ours, "seconds") / ours[0]["steps"], 2),
+        "ms_per_step_trl": round(1000 * fastest(theirs, "seconds") / theirs[0]["steps"], 2),
         "seconds_ours": [run["seconds"] for run in ours],
         "seconds_trl": [run["seconds"] for run in theirs],
         "steps": ours[0]["steps"],
@@ -94,8 +99,8 @@ def measure(folder: Path, config: RunConfig, options: argparse.Namespace, *, sid
     run_dir = RunDir(folder)
     run_dir.data.mkdir(parents=True)
     write_json(run_dir.config, config.to_json())
-    rows = [json.dumps(row) for row in pairs(options.pairs, seed=options.seed)]
-    (run_dir.data / "pairs.train.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    rows = [json.dumps(row) for row in rows_for(config, pairs(options.pairs, seed=options.seed))]
+    (run_dir.data / table_of(config)).write_text("\n".join(rows) + "\n", encoding="utf-8")
     command = [sys.executable, "-m", "tests.benchmarks.parity", "--method", options.method]
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
@@ -127,6 +132,23 @@ def pairs(count: int, *, seed: int) -> list[dict[str, Any]]:
                 "rejected": [{"role": "assistant", "content": one}],
             }
         )
+    return rows
+
+
+def table_of(config: RunConfig) -> str:
+    return {"sft": "demonstrations", "kto": "unpaired"}.get(config.method, "pairs") + ".train.jsonl"
+
+
+def rows_for(config: RunConfig, compared: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the method learns from, of rows of `pairs`."""
+    if config.method not in ("sft", "kto"):
+        return compared
+    rows = []
+    for row in compared:
+        rows.append({"prompt": row["prompt"], "completion": row["chosen"]})
+        if config.method == "kto":
+            rows[-1]["label"] = True
+            rows.append({"prompt": row["prompt"], "completion": row["rejected"], "label": False})
     return rows
 
 
@@ -180,46 +202,65 @@ class Clock:
 
 def our_trainer(run_dir: RunDir, config: RunConfig, reference: Clock) -> Any:
     """Our trainer; the clock takes the time that it gives to the reference."""
-    from training.rlhf import dpo, loading, reward_model
+    from training.rlhf import loading
     from training.rlhf.data import read_for_dpo, read_for_reward_model
+    from training.rlhf.reference import ReferenceFirst
 
-    tokenizer = loading.load_tokenizer(config.model)
-    parts: dict[str, Any] = {"tokenizer": tokenizer, "test": [], "config": config, "run_dir": run_dir}
-    if config.method == "reward_model":
-        model = loading.load_reward_base(config.model, seed=config.seed)
-        loading.fit(model, tokenizer, where=config.model)
-        rows = read_for_reward_model(run_dir, "train")
-        return reward_model.make_trainer(model=model, train=rows, **parts)
-
-    precompute = dpo.PairTrainer._precompute_ref_logps
+    method: Any = importlib.import_module(f"training.rlhf.{config.method}")
+    precompute = ReferenceFirst._precompute_ref_logps
 
     def timed(*arguments: Any, **options: Any) -> Any:
         with reference:
             return precompute(*arguments, **options)
 
-    dpo.PairTrainer._precompute_ref_logps = timed  # type: ignore[method-assign]
-    model = loading.load_policy(config.model)
+    ReferenceFirst._precompute_ref_logps = timed  # type: ignore[method-assign]
+    tokenizer = loading.load_tokenizer(config.model)
+    if config.method == "reward_model":
+        model = loading.load_reward_base(config.model, seed=config.seed)
+        rows: Any = read_for_reward_model(run_dir, "train")
+    elif config.method == "dpo":
+        model, rows = loading.load_policy(config.model), read_for_dpo(run_dir, "train")
+    else:
+        model = loading.load_policy(config.model)
+        rows = [row for table in method.tables(run_dir, config, "train").values() for row in table]
     loading.fit(model, tokenizer, where=config.model)
-    return dpo.make_trainer(model=model, train=read_for_dpo(run_dir, "train"), **parts)
+    return method.make_trainer(
+        model=model, tokenizer=tokenizer, train=rows, test=[], config=config, run_dir=run_dir
+    )
 
 
 def bare(run_dir: RunDir, config: RunConfig) -> Any:
     """What a careful person writes with TRL alone, with the settings of the recipe."""
-    from datasets import load_dataset
+    from datasets import Dataset, load_dataset
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
+    from trl.trainer.kto_config import KTOConfig
+    from trl.trainer.kto_trainer import KTOTrainer
     from trl.trainer.reward_config import RewardConfig
     from trl.trainer.reward_trainer import RewardTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     from training.rlhf import fitting
 
     settings = fitting.settings(config.training, seed=config.seed, output_dir=run_dir.checkpoints)
     settings["max_length"] = config.training.max_length
-    rows = load_dataset("json", data_files=str(run_dir.data / "pairs.train.jsonl"), split="train")
+    rows = load_dataset("json", data_files=str(run_dir.data / table_of(config)), split="train")
     if config.method == "reward_model":
         return RewardTrainer(model=config.model, args=RewardConfig(**settings), train_dataset=rows)
-    arguments = DPOConfig(**settings, beta=config.dpo.beta)
-    return DPOTrainer(model=config.model, args=arguments, train_dataset=rows)
+    if config.method == "sft":
+        return SFTTrainer(model=config.model, args=SFTConfig(**settings), train_dataset=rows)
+    if config.method == "dpo":
+        arguments = DPOConfig(**settings, beta=config.dpo.beta)
+        return DPOTrainer(model=config.model, args=arguments, train_dataset=rows)
+    listed = rows.to_list()  # they stay beside their neighbours, so they are mixed before
+    random.Random(config.seed).shuffle(listed)
+    settings["train_sampling_strategy"] = "sequential"
+    return KTOTrainer(
+        model=config.model,
+        args=KTOConfig(**settings, beta=config.kto.beta),
+        train_dataset=Dataset.from_list(listed),
+    )
 
 
 if __name__ == "__main__":

@@ -281,8 +281,10 @@ def test_no_page_of_training_is_wider_than_its_window(
     sign_in(page, mia)
     assert run.policy is not None
     addresses = [project.get_absolute_url(), run.get_absolute_url(), run.policy.get_absolute_url()]
-    for address in [*addresses, f"{project.get_absolute_url()}runs/new/?method=dpo"]:
+    new = f"{project.get_absolute_url()}runs/new/"
+    for address in [*addresses, new, f"{new}?method=dpo", f"{new}?method=ppo"]:
         page.goto(address)
+        page.evaluate("document.querySelectorAll('main details').forEach(each => each.open = true)")
         width = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert width <= 0, address
 
@@ -316,9 +318,27 @@ def test_a_manager_sends_a_run_from_the_form_to_its_check(
     make_starter(project)
     make_dataset(project, ann)
     sign_in(page, mia)
-    page.goto(f"{project.get_absolute_url()}runs/new/?method=dpo")
+    page.goto(f"{project.get_absolute_url()}runs/new/")
+    page.get_by_role("link", name="DPO").press("Enter")
     page.get_by_label("Beta").fill("0.2")
     page.get_by_role("button", name="Check the run").click()
     expect(page.get_by_role("heading", name="DPO")).to_be_visible()
     expect(page.get_by_text("Checking", exact=True)).to_be_visible()
     assert Run.objects.get().config["dpo"]["beta"] == 0.2
+
+
+def test_settings_of_another_kind_of_tuning_are_out_of_sight_until_something_is_wrong_with_them(
+    page: Page, sign_in: Callable[..., None], mia: User, project: Project, ann: User
+) -> None:
+    make_starter(project)
+    make_dataset(project, ann)
+    sign_in(page, mia)
+    page.goto(f"{project.get_absolute_url()}runs/new/?method=dpo")
+    page.get_by_text("More settings").click()
+    page.get_by_label("Tuning").select_option("lora")
+    expect(page.get_by_label("LoRA rank")).to_be_visible()
+    page.get_by_label("LoRA rank").fill("0")
+    page.get_by_label("Tuning").select_option("full")
+    expect(page.get_by_label("LoRA rank")).to_be_hidden()
+    page.get_by_role("button", name="Check the run").click()
+    expect(page.get_by_label("LoRA rank")).to_be_visible()

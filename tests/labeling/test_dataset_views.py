@@ -167,11 +167,10 @@ def test_what_the_page_shows_can_be_frozen_without_a_change(
     assert PreferenceDataset.objects.get().name == "Round 1 dataset"
 
 
-def test_a_dataset_of_ratings_says_that_no_run_takes_it(manager: Client, project: Project, ann: User) -> None:
+def test_a_dataset_of_ratings_can_be_trained_on(manager: Client, project: Project, ann: User) -> None:
     made = freeze(project=project, rounds=[rated_round(project, ann)], rule="majority", name="rated")
     page = manager.get(made.get_absolute_url()).content.decode()
-    assert "a run needs comparisons or rankings" in page
-    assert "Train on it" not in page
+    assert f'href="{reverse("run_new", args=[project.slug])}?dataset={made.pk}"' in page
     assert "median of their strengths" not in page
     assert "both bad" not in page
     assert "Ratings are kept one by one." in page

@@ -141,14 +141,18 @@ def test_a_round_that_cannot_be_made_does_not_undo_the_run(project: Project, can
     assert "The next round was not made: the project has no protocol" in changes["message"]
 
 
+RULE = {"name": "length", "kind": "length", "options": {"target": 60}}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(("method", "config"), [("dpo", {}), ("ppo", {"rewards": [RULE]})])
 def test_a_trained_policy_is_sampled_and_judged_next_without_a_hand(
-    project: Project, ann: User, django_capture_on_commit_callbacks: Any
+    method: str, config: dict[str, Any], project: Project, ann: User, django_capture_on_commit_callbacks: Any
 ) -> None:
     stage.make_sampled_round(project, train=8, test=4)
     Round.objects.update(state=Round.State.CLOSED)
     one: TrainingWorker = stage.make_worker()
-    run = stage.make_queued_run(project, ann, then_next_round=True)
+    run = stage.make_queued_run(project, ann, method, then_next_round=True, config=config)
     with django_capture_on_commit_callbacks(execute=True):
         stage.work_through(one, run)
     made = run.next_round

@@ -8,8 +8,9 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from labeling.models import Project
+from tests import factories
 from tests.training import stage
-from training.models import Run
+from training.models import Artifact, Run
 
 
 @pytest.fixture
@@ -51,3 +52,82 @@ def test_a_recipe_that_could_not_be_written_down_is_refused(
     assert answer.status_code == 400
     assert said in answer.content.decode(), answer.json()
     assert not Run.objects.exists()
+
+
+RULE = {"kind": "length", "options": {"target": 60}}
+
+
+def make_reward_model(project: Project, folder: str) -> Artifact:
+    run = Run.objects.create(project=project, method="reward_model", state=Run.State.COMPLETE)
+    return Artifact.objects.create(run=run, kind="reward_model", folder=folder)
+
+
+def test_a_program_starts_a_run_of_ppo_with_its_rewards(client: Client, project: Project, path: str) -> None:
+    project.refresh_from_db()
+    model = make_reward_model(project, "/runs/7/model")
+    rewards = [{"kind": "model", "reward_model_run": model.run_id, "weight": 2}, {"name": "short", **RULE}]
+    answer = send(client, path, project, method="ppo", rewards=rewards, config={"ppo": {"rollout_size": 64}})
+    assert answer.status_code == 201, answer.json()
+    config = answer.json()["config"]
+    assert config["ppo"]["rollout_size"] == 64
+    assert [(r["name"], r["kind"], r["weight"], r["location"]) for r in config["rewards"]] == [
+        (f"reward model {model.run_id}", "model", 2.0, "/runs/7/model"),
+        ("short", "length", 1.0, ""),
+    ]
+
+
+def test_the_reward_model_of_another_project_is_refused(client: Client, project: Project, path: str) -> None:
+    project.refresh_from_db()
+    foreign = make_reward_model(factories.make_project("Others"), "/runs/9/model")
+    by_number = [{"kind": "model", "reward_model_run": foreign.run_id}]
+    assert send(client, path, project, method="ppo", rewards=by_number).status_code == 404
+    by_folder = {"rewards": [{"name": "theirs", "kind": "model", "location": foreign.folder}]}
+    answer = send(client, path, project, method="ppo", config=by_folder)
+    assert answer.status_code == 400
+    assert "no reward model of this project" in answer.content.decode()
+    assert not project.runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ({"kind": "model"}, "reward_model_run"),
+        ({"kind": "model", "location": "/etc"}, "reward_model_run"),
+        ({"kind": "judge", "location": "/models/x", "options": {"rubric": "Kind."}}, "RATCHET_JUDGES"),
+        ({"kind": "judge", "location": "http://10.0.0.1/", "options": {"rubric": "Kind."}}, "RATCHET_JUDGES"),
+        ({"kind": "python", "options": {"function": "os:system"}}, "RATCHET_REWARD_MODULES"),
+        ({"kind": "python", "options": {"function": ["os"]}}, ""),
+        ({"kind": "spell"}, "kind"),
+        ({**RULE, "location": "/etc/passwd"}, "location"),
+        ({**RULE, "weight": "heavy"}, "weight"),
+        ({**RULE, "name": "\ud800"}, ""),
+    ],
+)
+def test_a_reward_that_a_run_may_not_use_is_refused(
+    reward: dict[str, Any], said: str, client: Client, project: Project, path: str
+) -> None:
+    project.refresh_from_db()
+    answer = send(client, path, project, method="grpo", rewards=[reward])
+    assert answer.status_code == 400
+    assert said in answer.content.decode()
+    assert not Run.objects.exists()
+
+
+def test_an_online_method_without_a_reward_is_refused(client: Client, project: Project, path: str) -> None:
+    project.refresh_from_db()
+    answer = send(client, path, project, method="rloo")
+    assert (answer.status_code, "at least one reward" in answer.content.decode()) == (400, True)
+
+
+def test_a_dataset_without_rows_for_the_method_is_refused(
+    client: Client, project: Project, path: str
+) -> None:
+    project.refresh_from_db()
+    answer = send(client, path, project, method="kto")
+    assert answer.status_code == 400
+    assert "nothing for KTO to learn from" in answer.content.decode()
+
+
+def test_sampling_is_no_method_to_train_by(client: Client, project: Project, path: str) -> None:
+    project.refresh_from_db()
+    assert list(send(client, path, project, method="sample").json()) == ["method"]

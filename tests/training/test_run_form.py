@@ -96,23 +96,30 @@ def reward_model_on(dataset: PreferenceDataset) -> Artifact:
     return Artifact.objects.create(run=run, kind="reward_model", folder="/x")
 
 
-def test_a_dataset_of_ratings_alone_is_not_offered(manager: Client, project: Project, ann: User) -> None:
+def test_a_dataset_of_ratings_trains_a_reward_model_but_no_dpo(
+    manager: Client, project: Project, ann: User
+) -> None:
     make_starter(project)
     dataset = make_dataset(project, ann)
     rated = rated_dataset(project)
-    page = manager.get(reverse("run_new", args=[project.slug]), {"dataset": rated.pk})
+    address = reverse("run_new", args=[project.slug])
+    page = manager.get(f"{address}?dataset={rated.pk}&method=reward_model")
+    assert list(page.context["form"].fields["dataset"].queryset) == [rated, dataset]
+    page = manager.get(f"{address}?dataset={rated.pk}&method=dpo")
     assert list(page.context["form"].fields["dataset"].queryset) == [dataset]
-    assert "holds no comparisons or rankings" in page.content.decode()
+    assert "has nothing for DPO to learn from" in page.content.decode()
 
 
-def test_with_ratings_alone_the_page_leads_to_a_round_of_comparisons(
-    manager: Client, project: Project
+def test_a_method_without_rows_leads_to_the_round_that_brings_them(
+    manager: Client, project: Project, ann: User
 ) -> None:
     make_starter(project)
     rated_dataset(project)
-    page = manager.get(reverse("run_new", args=[project.slug])).content.decode()
+    address = reverse("run_new", args=[project.slug])
+    page = manager.get(address, {"method": "dpo"}).content.decode()
     assert f'href="{reverse("round_new", args=[project.slug])}?kind=comparison"' in page
     assert 'name="learning_rate"' not in page
+    assert 'name="learning_rate"' in manager.get(address).content.decode()  # ratings train a reward model
 
 
 def test_a_dataset_trains_a_reward_model_first_and_a_policy_with_that_model_then(

@@ -181,12 +181,24 @@ def test_settings_that_a_method_does_not_read_are_not_told(
 ) -> None:
     reward = make_run(project, ann, Run.Method.REWARD_MODEL)
     shown = dict(manager.get(reward.get_absolute_url()).context["settings_shown"])
-    assert list(shown) == ["Training", "Tuning"]
-    assert "Beta" not in dict(shown["Training"])  # a setting of DPO
+    assert list(shown) == ["Training", "Reward model", "Tuning"]
+    assert "Beta" not in dict(shown["Reward model"])  # a setting of DPO
     sampling = runs.queue_sampling(make_sampled_round(project))
     assert [name for name, _ in manager.get(sampling.get_absolute_url()).context["settings_shown"]] == [
         "Sampling"
     ]
+
+
+def test_a_reward_model_that_learnt_from_ratings_alone_shows_how_well_it_orders_them(
+    manager: Client, project: Project, ann: User
+) -> None:
+    run = make_run(project, ann, Run.Method.REWARD_MODEL)
+    ratings = {"n": 240, "spearman": 0.713, "length_spearman": 0.2, "mae": 0.62, "mae_of_median": 1.04}
+    evaluation = {"accuracy": None, "pairs": 0, "ratings": ratings}
+    page = manager.get(put_in(run, State.COMPLETE, evaluation=evaluation).get_absolute_url()).content.decode()
+    for said in ("On ratings it has not seen", "0.71", "240 ratings", "0.62", "1.04"):
+        assert said in page, said
+    assert "On comparisons it has not seen" not in page
 
 
 def test_a_policy_without_kl_shows_its_figures_and_why(manager: Client, run: Run) -> None:

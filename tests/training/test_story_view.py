@@ -123,12 +123,29 @@ def test_a_dataset_trains_a_reward_model_and_then_a_policy(
     assert next_of(project).label == "Open the next round"
 
 
-def test_ratings_alone_lead_to_a_round_of_comparisons(project: Project, frozen: PreferenceDataset) -> None:
-    frozen.manifest = {"tables": {"ratings": {"train": 9, "test": 1}}}
+def test_ratings_alone_train_a_reward_model_and_then_a_policy_by_kto(
+    project: Project, frozen: PreferenceDataset
+) -> None:
+    frozen.manifest = {"tables": {"ratings": {"train": 9, "test": 1}, "prompts": {"train": 9, "test": 1}}}
     frozen.save()
-    action = next_of(project)
-    assert action.label == "Open a comparison round"
-    assert action.url == f"{reverse('round_new', args=[project.slug])}?kind=comparison"
+    assert next_of(project).url.endswith(f"?method=reward_model&dataset={frozen.pk}")
+    add_run(frozen, Run.Method.REWARD_MODEL)
+    assert next_of(project).url.endswith(f"?method=kto&dataset={frozen.pk}")
+
+
+def test_demonstrations_need_no_reward_model(project: Project, frozen: PreferenceDataset) -> None:
+    frozen.manifest = {"tables": {"demonstrations": {"train": 9, "test": 1}}}
+    frozen.save()
+    assert next_of(project).url.endswith(f"?method=sft&dataset={frozen.pk}")
+
+
+@pytest.mark.parametrize("method", [Run.Method.PPO, Run.Method.GRPO, Run.Method.KTO, Run.Method.SFT])
+def test_a_policy_of_any_method_leads_to_the_next_round(
+    method: str, project: Project, frozen: PreferenceDataset
+) -> None:
+    add_run(frozen, Run.Method.REWARD_MODEL)
+    add_run(frozen, method)
+    assert next_of(project).label == "Open the next round"
 
 
 def test_a_dataset_of_ratings_does_not_hide_one_that_can_be_learnt_from(

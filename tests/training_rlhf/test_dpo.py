@@ -74,7 +74,7 @@ def trl_losses(rows: Rows, config: RunConfig, folder: Path, **arguments: Any) ->
         args=DPOConfig(**settings, beta=config.dpo.beta, save_strategy="no", **arguments),
         train_dataset=Dataset.from_list([{name: row[name] for name in columns} for row in rows]),
         processing_class=loading.load_tokenizer(config.model),
-        peft_config=tuning.lora(config, task="CAUSAL_LM"),
+        peft_config=tuning.peft_config(config, task="CAUSAL_LM"),
     )
     trainer.train()
     return logged(trainer)

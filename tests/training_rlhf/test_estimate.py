@@ -13,8 +13,9 @@ import transformers  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 
 from tests.training_rlhf.conftest import MakeRun, write_rows  # noqa: E402
-from training.rlhf import estimate, preflight  # noqa: E402
-from training.rlhf.config import RunConfig, Tuning  # noqa: E402
+from training.rlhf import estimate, preflight, trained_share  # noqa: E402
+from training.rlhf.config import RunConfig, Training, Tuning  # noqa: E402
+from training.rlhf.model_files import causal_config  # noqa: E402
 from training.rlhf.run_dir import RunDir  # noqa: E402
 
 
@@ -55,7 +56,48 @@ def test_adapters_are_counted_as_peft_makes_them(kind: str) -> None:
     model: Any = transformers.AutoModelForCausalLM.from_config(model_config)  # type: ignore[no-untyped-call]
     adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
     config = RunConfig(method="dpo", model="x", tuning=Tuning(kind="lora", lora_rank=4))
-    assert estimate._parameters(config, model_config)[1] == adapted.get_nb_trainable_parameters()[0] > 0
+    assert trained_share.count(config, model_config).trained == adapted.get_nb_trainable_parameters()[0] > 0
+
+
+def test_weights_of_every_kind_by_hand(make_run: MakeRun) -> None:
+    """Two layers, 32 wide: 2 x (4 x 32 x 32 + 3 x 32 x 64) in linear layers, of 29,024 weights."""
+
+    def found(kind: str, **settings: Any) -> trained_share.Weights:
+        tuning = {"kind": kind, "virtual_tokens": 5, "lora_rank": 2, "bottleneck_size": 3} | settings
+        config = RunConfig.load(make_run("dpo", tuning=tuning).config)
+        return trained_share.count(config, causal_config(config.model))
+
+    embeddings, linear, norms = 262 * 32, 2 * (4 * 32 * 32 + 3 * 32 * 64), 5 * 32
+    assert found("full") == (29_024, embeddings + linear + norms, 0, 0)
+    assert found("head") == (29_024, embeddings, embeddings, 0)  # a matrix of its own
+    assert found("freeze").trained == linear / 2 + 3 * 32
+    low_rank = 2 * 2 * (4 * (32 + 32) + 3 * (32 + 64))
+    assert found("lora").trained == low_rank
+    assert found("lora", lora_targets="attention").trained == 2 * 2 * 4 * (32 + 32)
+    assert found("dora").trained == low_rank + 2 * (5 * 32 + 2 * 64)  # a length for each output
+    assert found("qlora") == (29_024, low_rank, low_rank, linear)
+    assert found("ia3").trained == 2 * (32 + 32 + 64)
+    assert found("bottleneck").trained == 2 * 2 * (2 * 3 * 32 + 3 + 32)
+    assert found("prompt").trained == 5 * 32
+    assert found("p_tuning_v2").trained == 5 * 2 * 2 * 32
+    assert found("p_tuning").trained == 5 * 32 + 3 * (32 * 32 + 32)
+    assert found("prefix").trained == 5 * 32 + (32 * 32 + 32) + (32 + 1) * 2 * 2 * 32
+
+
+def test_what_is_trained_is_most_of_the_memory(make_run: MakeRun) -> None:
+    """Bytes for a weight: 16 where it is trained, 4 where it is frozen, about half a byte in NF4."""
+    model_config = transformers.LlamaConfig(num_hidden_layers=2)
+    weights = trained_share.Weights(whole=1000, trained=1000, added=0, quantised=0)
+
+    def memory(kind: Any, weights: trained_share.Weights, *, bf16: bool = False) -> float:
+        config = RunConfig(method="dpo", model="x", tuning=Tuning(kind=kind), training=Training(bf16=bf16))
+        return estimate._weights(config, model_config, weights)
+
+    assert memory("full", weights) == 16_000
+    assert memory("head", weights._replace(trained=100)) == 4_000 + 1_200
+    assert memory("lora", weights._replace(trained=10, added=10)) == 4_000 + 160
+    quantised = weights._replace(trained=10, added=10, quantised=900)
+    assert memory("qlora", quantised, bf16=True) == pytest.approx(100 * 2 + 900 * 0.52 + 160)
 
 
 def test_the_evaluation_is_in_the_time_and_grows_with_what_it_writes(make_run: MakeRun) -> None:

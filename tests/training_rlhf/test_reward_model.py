@@ -75,7 +75,7 @@ def test_losses_on_pairs_equal_trl_to_five_decimals(
         args=RewardConfig(**settings, save_strategy="no"),
         train_dataset=Dataset.from_list([{name: row[name] for name in columns} for row in rows]),
         processing_class=loading.load_tokenizer(config.model),
-        peft_config=tuning.lora(config, task="SEQ_CLS"),
+        peft_config=tuning.peft_config(config, task="SEQ_CLS"),
     )
     theirs.train()
     assert len(logged(ours)) == 8

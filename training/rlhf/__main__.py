@@ -61,11 +61,15 @@ def main(arguments: list[str] | None = None) -> int:
     listen_for_stop()
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     see_one_device()
-    # PEFT imports it wherever it is installed; no method here quantises yet, and it takes two seconds.
-    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     if options.standby:
+        without_bitsandbytes()
         return standby.serve(main)
     run_dir = RunDir(options.run_dir.resolve())
+    if options.preflight or not quantises(run_dir):
+        without_bitsandbytes()
+    elif sys.modules.get("bitsandbytes", sys) is None:  # this process stood by, without it: begin afresh
+        command = [sys.executable, "-m", "training.rlhf", str(run_dir.path)]
+        os.execv(sys.executable, command)  # noqa: S606 - no shell is wanted
     try:
         with run_dir.locked():
             return work(run_dir, only_preflight=options.preflight)
@@ -93,6 +97,19 @@ def see_one_device() -> None:
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
+
+
+def without_bitsandbytes() -> None:
+    """PEFT imports it wherever it is installed, which takes two seconds, and QLoRA alone needs it."""
+    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+
+
+def quantises(run_dir: RunDir) -> bool:
+    """Will this run load its base in 4 bits? A recipe that cannot be read is refused later, in words."""
+    try:
+        return RunConfig.load(run_dir.config).tuning.kind == "qlora"
+    except (OSError, ValueError):
+        return False
 
 
 def work(run_dir: RunDir, *, only_preflight: bool) -> int:

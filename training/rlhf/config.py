@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from training.rlhf import compatibility
 from training.rlhf.method_settings import (
     ConfigError,
+    Distillation,
     Dpo,
     Grpo,
     Kto,
@@ -20,6 +22,8 @@ from training.rlhf.method_settings import (
 )
 from training.rlhf.method_settings import check as _check
 from training.rlhf.methods import METHODS
+from training.rlhf.reward_options import options_of
+from training.rlhf.tuning_settings import Tuning
 
 __all__ = ["FORMAT", "HUB_ID", "ConfigError", "RunConfig", "Sampling", "Training", "Tuning", "upgraded"]
 
@@ -27,22 +31,6 @@ FORMAT = 2
 
 # Left to the process that trains, which decides by its device before anybody reads it (__main__.settled).
 _BY_DEVICE: Any = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """What is trained: all weights, or low-rank adapters beside them (LoRA, 2106.09685)."""
-
-    kind: Literal["full", "lora"] = "full"
-    lora_rank: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check(self.kind in ("full", "lora"), f"tuning.kind is {self.kind!r}: full or lora")
-        _check(1 <= self.lora_rank <= 1024, f"tuning.lora_rank is {self.lora_rank}: from 1 to 1024")
-        _check(self.lora_alpha >= 1, f"tuning.lora_alpha is {self.lora_alpha}: at least 1")
-        _check(0 <= self.lora_dropout < 1, f"tuning.lora_dropout is {self.lora_dropout}: from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +113,7 @@ class RunConfig:
     rloo: Rloo = field(default_factory=Rloo)
     grpo: Grpo = field(default_factory=Grpo)
     rejection_sampling: RejectionSampling = field(default_factory=RejectionSampling)
+    distillation: Distillation = field(default_factory=Distillation)
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -137,10 +126,35 @@ class RunConfig:
                 _check(isinstance(location, str), f"policies.{name} is {location!r}: a folder or hub id")
             return
         _check(bool(self.model), "model: name the folder or hub id to start from")
+        if METHODS[self.method].needs_teacher:
+            taught = self.distillation.teacher or self.distillation.system_prompt
+            _check(bool(taught), "distillation.teacher and system_prompt: at least one of them")
+        compatibility.check(
+            self.method, self.tuning.kind, gradient_checkpointing=self.training.gradient_checkpointing
+        )
         if METHODS[self.method].is_online:
             _check(bool(self.rewards), f"rewards: {self.method} needs at least one reward function")
             names = [reward.name for reward in self.rewards]
             _check(len(set(names)) == len(names), "rewards: each needs a name of its own")
+            _check("missing_eos" not in names, "rewards: missing_eos is the penalty for a cut completion")
+            for reward in self.rewards:
+                options_of(reward)
+        if self.method in ("rloo", "grpo"):
+            self._check_groups()
+
+    def _check_groups(self) -> None:
+        """All completions of a prompt are in one step, where they are compared with each other."""
+        section: Rloo | Grpo = getattr(self, self.method)
+        at_once = self.training.batch_size * self.training.gradient_accumulation
+        _check(
+            at_once % section.completions_per_prompt == 0,
+            f"{self.method}.completions_per_prompt is {section.completions_per_prompt}, which does not "
+            f"divide the {at_once} completions of a step (batch_size times gradient_accumulation)",
+        )
+        _check(
+            self.sampling.temperature > 0,
+            f"sampling.temperature is 0: {self.method} compares completions that differ",
+        )
 
     def to_json(self) -> dict[str, Any]:
         """What config.json holds: of the methods' own sections, only that of this method."""

@@ -33,7 +33,7 @@ class Row(Protocol):
     def prompt(self) -> list[Message]: ...
 
     def conversations(self) -> list[list[Message]]:
-        """All that is read of it at once; none may be over the limit of a run."""
+        """All that is read of it at once; none may be over the limit of a run. A text has none."""
         ...
 
 
@@ -133,7 +133,7 @@ def drop_too_long(
     """Keep the rows whose every conversation has at most `limit` tokens."""
     kept, dropped, longest = [], 0, 0
     for element in elements:
-        length = max(map(count_tokens, element.conversations()))
+        length = max(map(count_tokens, element.conversations()), default=0)
         longest = max(longest, length)
         if length <= limit:
             kept.append(element)

@@ -3,7 +3,8 @@
 TRL's trainer, with what people said about each pair: how strongly they preferred (a margin inside the
 sigmoid, 2402.10571), how much the row counts (a weight), and how sure they are (a soft label; a tie is 0.5).
 On request a negative log-likelihood on the chosen completion keeps its probability from falling (2404.19733,
-equation 1). Where all of that is neutral, the losses are TRL's own (tests/training_rlhf/test_dpo.py).
+equation 1). Where all of that is neutral, the losses are TRL's own (tests/training_rlhf/test_dpo.py). Other
+losses than the sigmoid read margin and label as training.rlhf.preference_loss says.
 
 The reference's log-probabilities are computed once, before training: 6 instead of 8 operations for a
 parameter and token in each further epoch, and no second model in memory.
@@ -23,16 +24,21 @@ from training.rlhf import rendering
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Element, Split, read_pairs
 from training.rlhf.fitting import Checkpointed, settings
+from training.rlhf.method_settings import Dpo
 from training.rlhf.preference_loss import (
     comparison_loss,
+    hinge_loss,
     implicit_rewards,
+    ipo_loss,
     mean_over_elements,
     negative_log_likelihood,
+    robust_loss,
     share_above,
 )
+from training.rlhf.reference import ReferenceFirst
 from training.rlhf.row_checks import comparison_errors
 from training.rlhf.run_dir import RunDir, RunError
-from training.rlhf.tuning import lora, make_ready, without_dropout
+from training.rlhf.tuning import make_ready, peft_config, prepare, without_dropout
 
 WHILE_MADE = "Computing the reference's log-probabilities"
 _SAID = ("margin", "weight", "p")  # what people said about a pair, beside its tokens
@@ -81,23 +87,16 @@ class PairCollator(DataCollatorForPreference):
         return batch | said | {"elements": len(examples)}
 
 
-class PairTrainer(Checkpointed, DPOTrainer):
+class PairTrainer(Checkpointed, ReferenceFirst, DPOTrainer):
     """DPOTrainer whose loss knows margin, weight, soft label and an SFT term."""
 
-    def __init__(self, *, sft_weight: float, **kwargs: Any) -> None:
-        self.sft_weight = sft_weight
+    def __init__(self, *, own: Dpo, **kwargs: Any) -> None:
+        self.own = own
+        self.sft_weight = own.sft_weight
         super().__init__(**kwargs)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
         return dataset  # tokenized by us, and nothing too long is left in it
-
-    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """Rows of like length go together, so that little is padded; they come back in their order."""
-        lengths = dataset["length"]
-        order = sorted(range(len(dataset)), key=lambda index: -lengths[index])
-        back = sorted(range(len(dataset)), key=lambda place: order[place])
-        found: Dataset = super()._precompute_ref_logps(dataset.select(order), name, batch_size)
-        return found.select(back)
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         tokens = {name: value for name, value in inputs.items() if name not in (*_SAID, "elements")}
@@ -112,13 +111,12 @@ class PairTrainer(Checkpointed, DPOTrainer):
             fused_lm_head=True,
             use_cache=False,
         )
-        token_logps = outputs.log_probs  # (2 * pairs, tokens - 1), 0 where the mask is
+        # (2 * pairs, tokens - 1), 0 where the mask is; what virtual tokens before the text put out is cut off
+        token_logps = outputs.log_probs[:, 1 - mask.shape[1] :]
         logps = token_logps.sum(dim=1)
         reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
         rewards = implicit_rewards(logps, reference_logps=reference, beta=self.beta)
-        chosen, rejected = rewards.chunk(2)
-        difference = chosen - rejected
-        losses = comparison_loss(difference, margin=inputs["margin"], p=inputs["p"])
+        losses = self._losses(rewards, tokens=mask.sum(dim=1), margin=inputs["margin"], p=inputs["p"])
         elements = self.divisor(inputs, training=model.training)
         loss = mean_over_elements(losses, weight=inputs["weight"], elements=elements)
         if self.sft_weight:
@@ -130,6 +128,21 @@ class PairTrainer(Checkpointed, DPOTrainer):
             loss = loss + self.sft_weight * imitated * (len(losses) / elements)
         self._note(inputs, rewards=rewards, logps=logps, training=model.training)
         return (loss, outputs) if return_outputs else loss
+
+    def _losses(self, rewards: Tensor, *, tokens: Tensor, margin: Tensor, p: Tensor) -> Tensor:
+        """Shapes: (2 * pairs,) of rewards and tokens, chosen first, and (pairs,)."""
+        if self.own.loss == "ipo":  # per token; the margin is that of whole completions, spread over them
+            margin = margin / tokens.view(2, -1).float().mean(dim=0).clamp(min=1)
+            rewards = rewards / tokens.clamp(min=1)
+        chosen, rejected = rewards.chunk(2)
+        difference = chosen - rejected
+        if self.own.loss == "ipo":
+            return ipo_loss(difference, margin=margin, p=p, beta=self.own.beta)
+        if self.own.loss == "hinge":
+            return hinge_loss(difference, margin=margin, p=p)
+        if self.own.loss == "robust":
+            return robust_loss(difference, margin=margin, p=p, flipped=self.own.label_smoothing)
+        return comparison_loss(difference, margin=margin, p=p)
 
     @torch.no_grad()
     def _note(self, inputs: dict[str, Any], *, rewards: Tensor, logps: Tensor, training: bool) -> None:
@@ -166,22 +179,23 @@ def make_trainer(
     """A trainer over the model as it is now, which is also the reference."""
     training = config.training
     arguments = DPOConfig(
-        **settings(training, seed=config.seed, output_dir=run_dir.checkpoints),
+        **settings(training, seed=config.seed, output_dir=run_dir.checkpoints, tuning=config.tuning),
         beta=config.dpo.beta,
         max_length=None,
         precompute_ref_log_probs=True,
         remove_unused_columns=False,  # none is unused, and TRL does not know all
     )
     without_dropout(model)
+    prepare(model, config)
     trainer = PairTrainer(
-        sft_weight=config.dpo.sft_weight,
+        own=config.dpo,
         model=model,
         args=arguments,
         train_dataset=tokenized(train, tokenizer, use_margin=config.dpo.use_margin),
         eval_dataset=tokenized(test, tokenizer, use_margin=config.dpo.use_margin) if test else None,
         processing_class=tokenizer,
         data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id),
-        peft_config=lora(config, task="CAUSAL_LM"),
+        peft_config=peft_config(config, task="CAUSAL_LM"),
     )
     make_ready(trainer.model, config)
     return trainer

@@ -11,21 +11,23 @@ from math import ceil
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
-from transformers.pytorch_utils import Conv1D
+from transformers import PretrainedConfig
 
-from training.rlhf import held_out, learners
+from training.rlhf import held_out, trained_share, virtual_tokens, workload
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Row
 from training.rlhf.door import Message
 from training.rlhf.held_out import HeldOut
+from training.rlhf.methods import METHODS
 from training.rlhf.model_files import positions
+from training.rlhf.trained_share import Weights
 
 # Forward and backward are 6 operations for a parameter and token, of a frozen base 4; DPO reads the reference
 # once before.
-OPERATIONS = {"full": 6, "lora": 4}
+ADAPTER_OPERATIONS = 4
 READING_OPERATIONS = 2  # forward only: the reference, held-out rows, sampling
 ADAM_BYTES = 16  # fp32 weight, gradient and two moments
+NF4_BYTES = 0.52  # a quantised weight, with its share of the scales
 USE_OF_PEAK = 0.4  # the best stacks reach 40 to 46 % of what their matrix products alone could do
 PROCESS_BYTES = 700_000_000  # torch and its friends in main memory, before any weight
 SECONDS_OF_A_STEP = 0.02  # optimiser, logging and Python, whatever the size
@@ -35,7 +37,12 @@ SECONDS_OF_START = 8.0  # importing torch and trl, loading weights
 
 def length_limit(config: RunConfig, model_config: PretrainedConfig) -> int:
     """Tokens that a conversation may have: by the recipe, and by the positions that the model knows."""
-    return min(config.training.max_length, positions(model_config))
+    return min(config.training.max_length, positions(model_config) - virtual_tokens.room(config.tuning))
+
+
+def row_limit(table: str, config: RunConfig, model_config: PretrainedConfig) -> int:
+    """Tokens that a row of a table may have: a prompt needs room for what is written after it."""
+    return (held_out.limit_of if table == "prompts" else length_limit)(config, model_config)
 
 
 def of(
@@ -48,15 +55,17 @@ def of(
     count_tokens: Callable[[list[Message]], int],
 ) -> dict[str, Any]:
     """Steps, memory and time of a run over these rows, its evaluation included."""
-    parameters, adapter = _parameters(config, model_config)
-    lengths, unseen = (
-        [[count_tokens(one) for one in row.conversations()] for row in rows] for rows in (train, test)
-    )
-    steps = _steps(config, rows=len(train))
+    weights = trained_share.count(config, model_config)
+    parameters = weights.whole
+    block = length_limit(config, model_config)
+    read, unseen = (workload.lengths_of(rows, count_tokens, block=block) for rows in (train, test))
+    work = workload.of(config, read)
+    lengths = work.lengths
+    steps = _steps(config, work)
     training = config.training
     once = sum(map(sum, lengths))
-    tokens = steps * training.batch_size * training.gradient_accumulation * once / len(lengths)
-    operations = OPERATIONS[config.tuning.kind] * parameters * tokens
+    tokens = steps * work.at_once * once / len(lengths)
+    operations = (_operations(config, weights) + work.extra) * parameters * tokens
     # DPO reads every row with the reference first; a reward model its held-out rows twice, loss and score.
     reading = once * (config.method == "dpo") + 2 * sum(map(sum, unseen))
     operations += READING_OPERATIONS * parameters * reading
@@ -65,17 +74,20 @@ def of(
     seconds += steps * training.gradient_accumulation * SECONDS_OF_A_STEP
     writing = _seconds_of_writing(config, model_config, prompts, parameters=parameters, rate=rate)
     texts = max(len(row) for row in lengths) * training.batch_size
-    memory = _weights(config, model_config, parameters, adapter) + _activations(
-        model_config, tokens=texts * max(map(max, lengths)), bf16=bool(training.bf16),
+    longest = max(map(max, lengths)) + virtual_tokens.room(config.tuning)
+    memory = _weights(config, model_config, weights) + _activations(
+        model_config, tokens=texts * longest, bf16=bool(training.bf16),
         checkpointing=training.gradient_checkpointing,
     )  # fmt: skip
     memory = max(memory, _memory_of_writing(config, model_config, prompts, parameters=parameters))
+    if config.tuning.kind == "qlora" and not torch.cuda.is_available():
+        memory += 4 * parameters  # the adapters are merged into the whole base, beside the quantised one
     memory += 0 if torch.cuda.is_available() else PROCESS_BYTES
     return {
         "is_a_guess": True,
         "device": _device_name(),
         "parameters": parameters,
-        "trained_parameters": adapter or parameters,
+        "trained_parameters": weights.trained,
         "steps": steps,
         "tokens": int(tokens),
         "seconds": round(seconds + writing, 1),
@@ -126,38 +138,37 @@ def _memory_of_writing(
     return parameters * width + max(writing, reading)
 
 
-def _steps(config: RunConfig, *, rows: int) -> int:
+def _steps(config: RunConfig, work: workload.Workload) -> int:
     training = config.training
     if training.max_steps > 0:
         return training.max_steps
-    counted = learners.steps_of(config, rows=rows)
-    if counted is not None:
-        return ceil(counted * training.epochs)
-    batches = ceil(rows / training.batch_size)
+    if METHODS[config.method].draws:
+        return ceil(max(1, ceil(work.rows / work.at_once)) * training.epochs)
+    batches = ceil(work.rows / training.batch_size)
     per_epoch = max(1, ceil(batches / training.gradient_accumulation))
     return ceil(per_epoch * training.epochs)
 
 
-def _parameters(config: RunConfig, model_config: PretrainedConfig) -> tuple[int, int]:
-    """Of the model, and of its adapters (0 when all weights are trained)."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config)  # type: ignore[no-untyped-call]
-    adapter = 0
-    if config.tuning.kind == "lora":
-        head = model.get_output_embeddings()
-        adapter = sum(
-            config.tuning.lora_rank * sum(module.weight.shape)
-            for module in model.modules()
-            if isinstance(module, torch.nn.Linear | Conv1D) and module is not head  # Conv1D: GPT-2
-        )
-    return sum(weight.numel() for weight in model.parameters()), adapter
+def _weights(config: RunConfig, model_config: PretrainedConfig, weights: Weights) -> float:
+    """Bytes of the weights, and of gradients and moments of those that are trained.
+
+    What is not trained is fp32, or as it is stored beside adapters (training.rlhf.tuning.loaded_dtype).
+    """
+    kind, bf16 = config.tuning.kind, bool(config.training.bf16)
+    stays_bf16 = kind not in ("full", "head", "freeze") and bf16
+    width = 2 if stays_bf16 and (model_config.dtype == torch.bfloat16 or kind == "qlora") else 4
+    loaded = width * (weights.whole - weights.quantised) + NF4_BYTES * weights.quantised
+    return loaded + 4 * weights.added + (ADAM_BYTES - 4) * weights.trained
 
 
-def _weights(config: RunConfig, model_config: PretrainedConfig, parameters: int, adapter: int) -> float:
-    if config.tuning.kind == "full":
-        return ADAM_BYTES * parameters
-    stays_bf16 = config.training.bf16 and model_config.dtype == torch.bfloat16
-    return (2 if stays_bf16 else 4) * parameters + ADAM_BYTES * adapter
+def _operations(config: RunConfig, weights: Weights) -> float:
+    """For a parameter and token: 2 forward, 2 for what reaches the weights' inputs, 2 for the weights.
+
+    Where the lower part of the model is frozen, the backward pass ends there.
+    """
+    if config.tuning.kind in ("full", "head", "freeze"):
+        return READING_OPERATIONS + 4 * weights.trained / weights.whole
+    return ADAPTER_OPERATIONS
 
 
 def _activations(config: PretrainedConfig, *, tokens: int, bf16: bool, checkpointing: bool) -> float:

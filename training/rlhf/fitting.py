@@ -1,4 +1,4 @@
-"""What the reward model and DPO share: settings, checkpoints, progress, resuming, saving what was trained.
+"""What methods that learn by a trainer of TRL share: settings, checkpoints, progress, resuming, saving.
 
 TRL's trainers do the work. This adds what lessons-training.md found missing or unsafe: checkpoints that count
 only when whole, a stop between two steps, curves in progress.jsonl, and no settings left to chance.
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -26,19 +27,29 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from training.rlhf import checkpoints, lineage
+from training.rlhf import adapters, checkpoints, lineage, loading
 from training.rlhf.config import RunConfig, Training
-from training.rlhf.failures import Diverged
+from training.rlhf.failures import Diverged, Refused
+from training.rlhf.methods import METHODS
 from training.rlhf.progress import Cancelled, finishing_before_stop, report, stop_requested
 from training.rlhf.run_dir import ProgressWriter, RunDir, write_json
 from training.rlhf.tuning import round_by_chance, saved_dtype
+from training.rlhf.tuning_settings import BESIDE_THE_WEIGHTS, Tuning
 
+TRAINED = "trained.safetensors"  # of a checkpoint
 SAVE_SECONDS = 600  # since the last checkpoint: many small steps are fewer seconds, large ones many more
 
 
-def settings(training: Training, *, seed: int, output_dir: Path) -> dict[str, Any]:
-    """Arguments for TRL's configs. Whatever TRL would choose by itself and we care about is named."""
+def settings(
+    training: Training, *, seed: int, output_dir: Path, tuning: Tuning | None = None
+) -> dict[str, Any]:
+    """Arguments for TRL's configs. Whatever TRL would choose by itself and we care about is named.
+
+    QLoRA's paged optimiser exists on a GPU alone; on a CPU there is no other memory to page to.
+    """
+    pages = tuning is not None and tuning.kind == "qlora" and tuning.paged_optimiser
     return {
+        "optim": "paged_adamw_8bit" if pages and torch.cuda.is_available() else "adamw_torch",
         "output_dir": str(output_dir),
         "seed": seed,
         "data_seed": seed,
@@ -157,9 +168,8 @@ class Checkpointed(Trainer):
 
     def _is_finite(self) -> bool:
         """Is what would be saved made of numbers, and the loss since the last report one too?"""
-        model: Any = self.model
-        trained = [weight for weight in model.parameters() if weight.requires_grad]
-        return bool(torch.stack([torch.isfinite(one).all() for one in (self._tr_loss, *trained)]).all())
+        numbers = (self._tr_loss, *self._trained().values())
+        return bool(torch.stack([torch.isfinite(one).all() for one in numbers]).all())
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if not self._is_finite():
@@ -178,14 +188,32 @@ class Checkpointed(Trainer):
             ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        # Weights only: no pickled settings, and the tokenizer does not change.
-        model: Any = self.model
-        model.save_pretrained(output_dir, state_dict=state_dict)
-        self.save_beside(Path(str(output_dir)))
+        """Only what is trained, by its name: all else is in the model that the run began from.
+
+        PEFT would store what a prefix's network puts out, and not the network, which cannot be trained on.
+        """
+        folder = Path(str(output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: weight.detach().contiguous() for name, weight in self._trained().items()}
+        save_file(weights, folder / TRAINED)
+        self.save_beside(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        stored, trained = load_file(Path(resume_from_checkpoint) / TRAINED), self._trained()
+        if stored.keys() != trained.keys():
+            raise Refused(
+                "The checkpoint holds other weights than this recipe trains.",
+                resume_from_checkpoint,
+                "Start a new run: a recipe is not changed once its run has begun.",
+            )
+        with torch.no_grad():
+            for name, weight in trained.items():
+                weight.copy_(stored[name])
         self.load_beside(Path(resume_from_checkpoint))
+
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        model: Any = self.accelerator.unwrap_model(self.model)
+        return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
     def save_beside(self, folder: Path) -> None:
         """Write what is learnt beside the model's weights, into a checkpoint and into model/."""
@@ -219,10 +247,10 @@ def _is_trained(checkpoint: Path) -> bool:
 def save_trained(
     trainer: Trainer, tokenizer: PreTrainedTokenizerBase, *, run_dir: RunDir, config: RunConfig
 ) -> None:
-    """Write model/ whole, by rename: weights, tokenizer with its template, lineage. Adapters are merged.
+    """Write model/ whole, by rename: weights, tokenizer with its template, lineage.
 
-    They are merged in fp32 and rounded once, by chance: a merge into bf16, or worse NF4, rounds learning away
-    (transformers #31293).
+    What can be merged is, in fp32, and rounded once, by chance: a merge into bf16, or worse NF4, rounds
+    learning away (transformers #31293). What cannot is stored beside the weights (training.rlhf.adapters).
     """
     draft = run_dir.path / "model.draft"
     for leftover in (draft, run_dir.model):
@@ -231,8 +259,13 @@ def save_trained(
     draft.mkdir()
     if isinstance(trainer, Checkpointed):
         trainer.save_beside(draft)  # before anything is rounded
-    if isinstance(model, PeftModel):
+    if config.tuning.kind in BESIDE_THE_WEIGHTS:
+        model = adapters.detach(model, config.tuning, draft)
+        model.float()
+    elif isinstance(model, PeftModel):
         model.save_pretrained(str(run_dir.path / "adapter"))
+        if config.tuning.kind == "qlora":
+            model = _on_whole_base(run_dir, config, tokenizer)
         model = model.float().merge_and_unload()
     dtype = saved_dtype(config)
     round_by_chance(model, dtype, seed=config.seed)
@@ -240,6 +273,17 @@ def save_trained(
     tokenizer.save_pretrained(draft)
     write_json(draft / "lineage.json", lineage.of(run_dir, config, tokenizer, packages=_packages()))
     os.replace(draft, run_dir.model)
+
+
+def _on_whole_base(run_dir: RunDir, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The adapters that were trained on a quantised base, on the base as it is stored."""
+    base = (
+        loading.load_policy(config.model)
+        if METHODS[config.method].makes == "policy"
+        else loading.load_reward_base(config.model, seed=config.seed)
+    )
+    loading.fit(base, tokenizer, where=config.model)
+    return PeftModel.from_pretrained(base, str(run_dir.path / "adapter"))
 
 
 def _packages() -> dict[str, str]:

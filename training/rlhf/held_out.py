@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from training.rlhf import rendering
+from training.rlhf import rendering, virtual_tokens
 from training.rlhf.config import RunConfig
 from training.rlhf.door import Message
 from training.rlhf.failures import Refused
@@ -39,7 +39,7 @@ class HeldOut(NamedTuple):
 
 def limit_of(config: RunConfig, model_config: PretrainedConfig) -> int:
     """Tokens that a prompt may have: as in training, and so that the longest completion has room after it."""
-    room = positions(model_config) - config.sampling.max_new_tokens
+    room = positions(model_config) - virtual_tokens.room(config.tuning) - config.sampling.max_new_tokens
     return min(room, config.training.max_length)
 
 

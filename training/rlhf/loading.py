@@ -17,29 +17,45 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from training.rlhf import rendering, scoring
+from training.rlhf import adapters, rendering, scoring
 from training.rlhf.model_files import ModelRefused as ModelRefused
 from training.rlhf.model_files import attempt, causal_config, checked_config
 
 _PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|vision_pad|>", "<unk>")
 
 
-def load_policy(location: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A causal LM from a folder or hub id, in evaluation mode. Join it with its tokenizer by `fit`."""
+def load_policy(
+    location: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    quantisation: BitsAndBytesConfig | None = None,
+) -> PreTrainedModel:
+    """A causal LM from a folder or hub id, in evaluation mode. Join it with its tokenizer by `fit`.
+
+    Adapters that lie beside its weights are in it (training.rlhf.adapters).
+    """
     config = checked_config(location)
     if any("SequenceClassification" in name for name in config.get("architectures") or []):
         raise ModelRefused(
             "This is a reward model, not a model that writes.", location, "Name the folder of a causal LM."
         )
     causal_config(location)
-    return _load_whole(AutoModelForCausalLM, location, dtype=dtype)
+    model = _load_whole(AutoModelForCausalLM, location, dtype=dtype, **_quantised(quantisation))
+    return adapters.attach(model, location)
 
 
-def load_reward_base(location: str, *, seed: int, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_reward_base(
+    location: str,
+    *,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    quantisation: BitsAndBytesConfig | None = None,
+) -> PreTrainedModel:
     """A policy's body under a new scalar head drawn by `seed`: where a reward model's training begins.
 
     A folder that already holds a reward model is loaded with its head.
@@ -47,8 +63,17 @@ def load_reward_base(location: str, *, seed: int, dtype: torch.dtype = torch.flo
     causal_config(location)
     torch.manual_seed(seed)
     return _load_whole(
-        AutoModelForSequenceClassification, location, dtype=dtype, num_labels=1, may_lack=("score.",)
+        AutoModelForSequenceClassification,
+        location,
+        dtype=dtype,
+        num_labels=1,
+        may_lack=("score.",),
+        **_quantised(quantisation),
     )
+
+
+def _quantised(quantisation: BitsAndBytesConfig | None) -> dict[str, Any]:
+    return {} if quantisation is None else {"quantization_config": quantisation}
 
 
 def check_weights(location: str, *, purpose: Literal["policy", "reward_base", "reward_model"]) -> None:
@@ -60,6 +85,7 @@ def check_weights(location: str, *, purpose: Literal["policy", "reward_base", "r
     causal_config(location)
     if not Path(location).is_dir():
         return
+    adapters.kind_beside(location)
     if purpose == "policy":
         _load_whole(AutoModelForCausalLM, location, device_map="meta")
     else:
@@ -92,6 +118,7 @@ def load_reward_model(
             "Name the folder of a reward model that Ratchet trained.",
         )
     _agree(model, tokenizer, where=where)  # and nothing new: it is read where it was trained
+    model = adapters.attach(model, where)
     try:
         scoring.check_canaries(model, tokenizer, folder=Path(where))
     except scoring.CanaryMismatch as error:
@@ -180,6 +207,11 @@ def _load_whole(
             location,
             "Name a model that was saved whole.",
         )
+    # On a CPU that knows bf16 products bitsandbytes would pack a 4-bit layer anew, and round its scales, when
+    # it is first read outside training: reading the reference would change the policy.
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
     model.eval()
     return model
 

@@ -63,6 +63,10 @@ class Dpo:
             0 <= self.label_smoothing < 0.5,
             f"dpo.label_smoothing is {self.label_smoothing}: from 0 to below 0.5",
         )
+        check(
+            self.loss == "robust" or self.label_smoothing == 0,
+            f"dpo.label_smoothing is {self.label_smoothing}: only the robust loss reads it",
+        )
         check_range("dpo.sft_weight", self.sft_weight, 0, 10)
 
 
@@ -174,7 +178,21 @@ class RejectionSampling:
         check_range("rejection_sampling.completions_per_prompt", self.completions_per_prompt, 2, 1024)
 
 
-REWARD_KINDS = ("model", "length", "regex", "forbidden", "python", "judge")
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Learning from a teacher (2306.13649), or from oneself under a system prompt (2112.00861)."""
+
+    teacher: str = ""  # a folder or hub id; empty: the policy itself, as it is at the start
+    system_prompt: str = ""  # the teacher reads it before every prompt, the student does without
+    on_policy: float = 0.5  # share of the batches that the student writes itself
+    divergence: float = 0.5  # 0: KL(teacher || student), 1: KL(student || teacher), between: Jensen-Shannon
+
+    def __post_init__(self) -> None:
+        check_range("distillation.on_policy", self.on_policy, 0, 1)
+        check_range("distillation.divergence", self.divergence, 0, 1)
+
+
+REWARD_KINDS = ("model", "length", "regex", "forbidden", "python", "judge", "hidden_preference")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +200,7 @@ class RewardFunction:
     """A named number for a completion; a run's reward is the weighted sum (training.rlhf.rewards)."""
 
     name: str
-    kind: Literal["model", "length", "regex", "forbidden", "python", "judge"]
+    kind: Literal["model", "length", "regex", "forbidden", "python", "judge", "hidden_preference"]
     weight: float = 1.0
     location: str = (
         ""  # model: its folder. judge: a local policy, or the address of an OpenAI-compatible server
@@ -195,3 +213,5 @@ class RewardFunction:
         )
         check_choice(f"rewards.{self.name}.kind", self.kind, REWARD_KINDS)
         check_range(f"rewards.{self.name}.weight", self.weight, -1000, 1000)
+        watched = self.kind != "hidden_preference" or self.weight == 0
+        check(watched, f"rewards.{self.name}.weight is {self.weight}: 0, a hidden preference is only watched")

@@ -16,7 +16,13 @@ class Method:
     tables: tuple[str, ...] = ()
     section: str = ""  # of the recipe: the settings that are its own
     is_online: bool = False  # draws completions while it learns, and needs a reward
+    needs_teacher: bool = False  # draws completions while it learns, and needs somebody to learn from
     learns_from: str = ""  # for people: what has to be there, a sentence
+
+    @property
+    def draws(self) -> bool:
+        """Whether the policy writes while it learns: how it does so is part of what it learns."""
+        return self.is_online or self.needs_teacher
 
 
 METHODS: dict[str, Method] = {
@@ -29,6 +35,13 @@ METHODS: dict[str, Method] = {
             tables=("pairs", "rankings", "ratings"),
             section="reward_learning",
             learns_from="Comparisons, rankings or ratings.",
+        ),
+        Method(
+            name="pretraining",
+            label="Continued pretraining",
+            makes="policy",
+            tables=("texts",),
+            learns_from="Texts of a field, without prompts.",
         ),
         Method(
             name="sft",
@@ -88,6 +101,15 @@ METHODS: dict[str, Method] = {
             section="rejection_sampling",
             is_online=True,
             learns_from="Prompts, and a reward.",
+        ),
+        Method(
+            name="distillation",
+            label="Distillation",
+            makes="policy",
+            tables=("prompts",),
+            section="distillation",
+            needs_teacher=True,
+            learns_from="Prompts, and a teacher or a system prompt.",
         ),
         Method(name="sample", label="Sample completions", makes="completions"),
     )

@@ -1,9 +1,13 @@
 """PURE: the loss of one comparison, for the reward model and for DPO alike. Tensors in, tensors out.
 
 Both methods are logistic regressions on a difference. For the reward model it is the difference of two scores
-(InstructGPT, 2203.02155, equation 1); for DPO that of two implicit rewards (2305.18290, equation 7).
+(InstructGPT, 2203.02155, equation 1); for DPO that of two implicit rewards (2305.18290, equation 7). DPO's
+relatives read the same difference, margin and label in other ways: hinge (SLiC, 2305.10425, in the form of
+2309.06657), robust (2403.00409) and IPO (2310.12036). In all of them the margin is taken off the difference,
+and a label of p is a mean of both labels: p of the people say one thing and 1 - p the opposite.
 """
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,6 +22,36 @@ def comparison_loss(difference: Tensor, *, margin: Tensor, p: Tensor) -> Tensor:
         -log sigmoid(difference - margin); a tie is 0.5 and pulls the difference towards the margin, 0 then.
     """
     return F.binary_cross_entropy_with_logits(difference.float() - margin, p, reduction="none")
+
+
+def hinge_loss(difference: Tensor, *, margin: Tensor, p: Tensor) -> Tensor:
+    """0 once the difference exceeds the margin by 1. Shapes: as `comparison_loss`.
+
+    The mean of both labels' losses, at their probabilities; a tie asks for nothing between -1 and 1.
+    """
+    beyond = difference.float() - margin
+    return p * torch.relu(1 - beyond) + (1 - p) * torch.relu(1 + beyond)
+
+
+def robust_loss(difference: Tensor, *, margin: Tensor, p: Tensor, flipped: float) -> Tensor:
+    """What `comparison_loss` would be if no label were wrong, on average (2403.00409). Shapes: as there.
+
+    `flipped`: the share of labels that are taken to be wrong, from 0 to below 1/2; at 0 it is the same loss.
+    ((1 - e) L(d) - e L(-d)) / (1 - 2 e) is a logistic loss whose label is (p - e) / (1 - 2 e), above 1 for
+    what is sure. It has no lower bound there: a pair costs less the surer the policy is. A tie stays a tie.
+    """
+    return comparison_loss(difference, margin=margin, p=(p - flipped) / (1 - 2 * flipped))
+
+
+def ipo_loss(difference: Tensor, *, margin: Tensor, p: Tensor, beta: float) -> Tensor:
+    """Squared distance of the log-ratios' difference from its target (2310.12036, equation 17).
+
+    `difference`, `margin`: for a mean token, not for the whole completion as in the other losses (so in TRL,
+        and as the paper's authors told it). The difference is beta h, h that of the log-ratios.
+    The target of h is (2 p - 1) / (2 beta) + margin / beta: 1 / (2 beta) where people are sure, 0 for a tie,
+    -1 / (2 beta) where they are sure of the opposite; the mean of both labels' losses, up to a constant.
+    """
+    return ((difference.float() - margin - (p - 0.5)) / beta) ** 2
 
 
 def mean_over_elements(losses: Tensor, *, weight: Tensor, elements: float) -> Tensor:

@@ -12,7 +12,17 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from training.rlhf import estimate, failures, held_out, learners, loading, rendering, row_checks, sampling
+from training.rlhf import (
+    adapters,
+    estimate,
+    failures,
+    held_out,
+    learners,
+    loading,
+    rendering,
+    row_checks,
+    sampling,
+)
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Element, Row
 from training.rlhf.door import Message
@@ -37,6 +47,7 @@ def check(run_dir: RunDir, config: RunConfig) -> Preflight:
 
 
 def _check(run_dir: RunDir, config: RunConfig) -> Preflight:
+    adapters.refuse_as_start(config.model)
     tokenizer = loading.load_tokenizer(config.model)
     model_config = causal_config(config.model)
     errors = _vocabulary_errors(tokenizer, model_config, where=config.model)
@@ -49,17 +60,22 @@ def _check(run_dir: RunDir, config: RunConfig) -> Preflight:
 
     count_tokens = _counter(tokenizer)
     limit = estimate.length_limit(config, model_config)
-    parts = row_checks.read_parts(run_dir, config, limit=limit, count_tokens=count_tokens)
+    parts = row_checks.read_parts(
+        run_dir,
+        config,
+        limit_of=lambda table: estimate.row_limit(table, config, model_config),
+        count_tokens=count_tokens,
+    )
     train, test = (row_checks.of_split(parts, split) for split in ("train", "test"))
     rows: dict[str, dict[str, dict[str, int]]] = {}
     for (table, split), part in parts.items():
         rows.setdefault(table, {})[split] = row_checks.figures(part)
     prompts = held_out.read(run_dir, config, tokenizer, model_config) if makes_policy else None
     if prompts:
-        rows["prompts"] = {"test": _prompt_figures(prompts)}
+        rows.setdefault("prompts", {})["test"] = _prompt_figures(prompts)
     errors += row_checks.errors(parts, train, config=config, run_dir=run_dir, limit=limit)
     errors += learners.row_errors(config, train, run_dir=run_dir)
-    needed, cautions = learners.setting_errors(config, tokenizer)
+    needed, cautions = learners.setting_errors(config, tokenizer, run_dir=run_dir)
     errors += needed
     errors += _prompt_errors(prompts, config) + _template_errors(tokenizer, config)
     guess = {}
@@ -84,9 +100,9 @@ def _check(run_dir: RunDir, config: RunConfig) -> Preflight:
 
 def _sample(train: list[Row]) -> list[Message] | None:
     """The conversation that people see as the model will: of a comparison, the preferred one."""
-    if not train:
+    first = next((row for row in train if row.conversations()), None)
+    if first is None:
         return None
-    first = train[0]
     return first.conversations()[first.comparisons[0].chosen if isinstance(first, Element) else 0]
 
 

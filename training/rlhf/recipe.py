@@ -7,41 +7,42 @@ from typing import Any
 
 import datasets
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from training.rlhf import evaluation, fitting, learners, loading, rendering, scoring
+from training.rlhf import adapters, evaluation, fitting, learners, loading, rendering, scoring
 from training.rlhf.config import RunConfig
 from training.rlhf.data import SPLITS, Fitting, Row, Split, drop_too_long
-from training.rlhf.estimate import length_limit
+from training.rlhf.estimate import row_limit
 from training.rlhf.failures import Refused
 from training.rlhf.methods import METHODS
 from training.rlhf.progress import Cancelled, report
 from training.rlhf.run_dir import ProgressWriter, RunDir
-from training.rlhf.tuning import loaded_dtype
+from training.rlhf.tuning import loaded_dtype, quantisation
 
 datasets.disable_progress_bars()
 
 
 def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[str, Any]:
     """Train, and leave model/. Goes on from the last checkpoint. Returns what result.json says about it."""
+    adapters.refuse_as_start(config.model)
     by_itself = learners.train_by_itself(run_dir, config, progress)
     if by_itself is not None:
         return by_itself
     makes_policy = METHODS[config.method].makes == "policy"
     tokenizer = loading.load_tokenizer(config.model)
     progress.write("Loading the model")
+    numbers: Any = {"dtype": loaded_dtype(config), "quantisation": quantisation(config)}
     if makes_policy:
-        model = loading.load_policy(config.model, dtype=loaded_dtype(config))
+        model = loading.load_policy(config.model, **numbers)
     else:
-        model = loading.load_reward_base(config.model, seed=config.seed, dtype=loaded_dtype(config))
+        model = loading.load_reward_base(config.model, seed=config.seed, **numbers)
     loading.fit(model, tokenizer, where=config.model)
 
     progress.write("Reading the dataset")
-    limit = length_limit(config, model.config)
-    rows = {split: fitting_rows(run_dir, config, tokenizer, split=split, limit=limit) for split in SPLITS}
+    rows = {split: fitting_rows(run_dir, config, tokenizer, model.config, split=split) for split in SPLITS}
     if not rows["train"].elements:
         raise Refused(
-            f"No row is left to train on; {rows['train'].dropped} are longer than {limit} tokens.",
+            f"No row is left to train on; {rows['train'].dropped} are longer than the run's limit.",
             str(run_dir.data),
             f"Raise max_length, or freeze a dataset to learn from: {METHODS[config.method].learns_from}",
         )
@@ -84,14 +85,26 @@ def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[
 
 
 def fitting_rows(
-    run_dir: RunDir, config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, split: Split, limit: int
+    run_dir: RunDir,
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    model_config: PretrainedConfig,
+    *,
+    split: Split,
 ) -> Fitting[Row]:
     """Rows of a split that the method learns from, without those over the limit."""
-    tables = learners.learner(config.method).tables(run_dir, config, split)
-    return drop_too_long(
-        [row for rows in tables.values() for row in rows],
-        limit=limit,
-        count_tokens=lambda messages: len(rendering.conversation_ids(tokenizer, messages)),
+    parts = [
+        drop_too_long(
+            rows,
+            limit=row_limit(table, config, model_config),
+            count_tokens=lambda messages: len(rendering.conversation_ids(tokenizer, messages)),
+        )
+        for table, rows in learners.tables(run_dir, config, split).items()
+    ]
+    return Fitting(
+        [row for part in parts for row in part.elements],
+        sum(part.dropped for part in parts),
+        max((part.longest for part in parts), default=0),
     )
 
 

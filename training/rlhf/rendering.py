@@ -35,6 +35,7 @@ _DEFAULT_TURNS = (
 NEVER_STOPS = "An answer does not end with EOS, so a model trained on it may never stop."
 _PROBE: list[dict[str, str]] = [{"role": "user", "content": "Is it raining?"}]
 _PROBE_ANSWER: list[dict[str, str]] = [{"role": "assistant", "content": "Not today."}]
+_OTHER_ANSWER: list[dict[str, str]] = [{"role": "assistant", "content": "It rains"}]
 
 
 def ensure_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -56,6 +57,12 @@ def render_conversation(
 def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
     """Tokens of a whole conversation: what a reward model scores, at its last token."""
     return list(_apply(tokenizer, messages, tokenize=True, return_dict=True)["input_ids"])
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Tokens of a document: with BOS if the tokenizer sets it by itself, and with EOS."""
+    ids = list(tokenizer(text)["input_ids"])
+    return ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, int(tokenizer.eos_token_id)]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
@@ -96,6 +103,21 @@ def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if last is not None and last in special and last not in found:
         found.append(last)
     return found
+
+
+def closing_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens with which the template closes an assistant's last turn: what all answers end with.
+
+    A reward model is read at the last of them, so what a policy drew is scored as a finished turn once they
+    stand at its end, and as an unfinished one without them.
+    """
+    one, other = (
+        prompt_and_completion_ids(tokenizer, _PROBE, answer)[1] for answer in (_PROBE_ANSWER, _OTHER_ANSWER)
+    )
+    shared = 0
+    while shared < min(len(one), len(other)) and one[-1 - shared] == other[-1 - shared]:
+        shared += 1
+    return one[len(one) - shared :]
 
 
 def ends_turns(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -32,7 +32,7 @@ from training.rlhf.ranking_loss import plackett_luce
 from training.rlhf.rated import Rated, read_rated, scale_of
 from training.rlhf.row_checks import comparison_errors
 from training.rlhf.run_dir import RunDir, RunError
-from training.rlhf.tuning import lora, make_ready, without_dropout
+from training.rlhf.tuning import make_ready, peft_config, prepare, without_dropout
 
 Learnt = Element | Rated  # what a batch counts as one
 
@@ -246,13 +246,14 @@ def make_trainer(
     """A trainer over rows of any of the tables. Held-out ratings count where there are some to learn from."""
     training, learning = config.training, config.reward_learning
     arguments = RewardConfig(
-        **settings(training, seed=config.seed, output_dir=run_dir.checkpoints),
+        **settings(training, seed=config.seed, output_dir=run_dir.checkpoints, tuning=config.tuning),
         max_length=None,
         remove_unused_columns=False,  # none is unused, and TRL does not know all
     )
     rated = [row for row in train if isinstance(row, Rated)]
     unseen = [row for row in test if rated or isinstance(row, Element)]
     without_dropout(model)
+    prepare(model, config)
     trainer = ComparisonTrainer(
         model=model,
         args=arguments,
@@ -260,7 +261,7 @@ def make_trainer(
         eval_dataset=tokenized(unseen, tokenizer, learning=learning) if unseen else None,
         processing_class=tokenizer,
         data_collator=ElementCollator(pad_token_id=int(tokenizer.pad_token_id)),
-        peft_config=lora(config, task="SEQ_CLS"),
+        peft_config=peft_config(config, task="SEQ_CLS"),
     )
     if rated:
         scale = scale_of(run_dir, rated)

@@ -25,13 +25,17 @@ Parts = dict[tuple[str, Split], Fitting[Row]]  # by table and split
 
 
 def read_parts(
-    run_dir: RunDir, config: RunConfig, *, limit: int, count_tokens: Callable[[list[Message]], int]
+    run_dir: RunDir,
+    config: RunConfig,
+    *,
+    limit_of: Callable[[str], int],
+    count_tokens: Callable[[list[Message]], int],
 ) -> Parts:
-    """Every table and split that the method reads, without the rows over the limit."""
+    """Every table and split that the method reads, without the rows over their table's limit."""
     return {
-        (table, split): drop_too_long(elements, limit=limit, count_tokens=count_tokens)
+        (table, split): drop_too_long(elements, limit=limit_of(table), count_tokens=count_tokens)
         for split in SPLITS
-        for table, elements in learners.learner(config.method).tables(run_dir, config, split).items()
+        for table, elements in learners.tables(run_dir, config, split).items()
     }
 
 

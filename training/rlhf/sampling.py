@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
+from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
-from training.rlhf import loading, rendering, scoring
+from training.rlhf import loading, rendering, scoring, virtual_tokens
 from training.rlhf.config import RunConfig, Sampling
 from training.rlhf.failures import Refused
 from training.rlhf.model_files import positions
@@ -62,10 +63,8 @@ def generate(
     All write a stretch of tokens, then those that have not ended write on, in full batches again. A batch
     that runs until its longest text ends spends most of its steps on padding; this takes 0.4 of the time.
     """
-    most = min(sampling.max_new_tokens, positions(model.config) - 1)
-    room = positions(model.config) - most
-    prompts = [rendering.prompt_ids(tokenizer, messages)[-room:] for messages in conversations]
-    ends = end_ids_of(model, tokenizer)
+    prompts, most = prompts_with_room(model, tokenizer, conversations, sampling=sampling)
+    ends = end_ids(model, tokenizer)
     written: list[list[int]] = [[] for _ in prompts]
     # Prompts of like length share a batch, so that little is padded.
     writing = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
@@ -88,6 +87,20 @@ def generate(
         writing = unfinished
         stretch *= 2  # what was written is read again each time: growing stretches keep that below double
     return [_sampled(tokenizer, prompt, ids, ends) for prompt, ids in zip(prompts, written, strict=True)]
+
+
+def prompts_with_room(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[rendering.Messages],
+    *,
+    sampling: Sampling,
+) -> tuple[list[list[int]], int]:
+    """Tokens of each prompt, and how many may follow: what both leave is within the model's positions."""
+    places = positions(model.config) - virtual_tokens.count(model)
+    most = min(sampling.max_new_tokens, places - 1)
+    room = places - most
+    return [rendering.prompt_ids(tokenizer, messages)[-room:] for messages in conversations], most
 
 
 def run(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> None:
@@ -169,12 +182,13 @@ class _StopWhenAsked(StoppingCriteria):
 @contextmanager
 def own_distribution(model: PreTrainedModel) -> Iterator[None]:
     """Without the model's generation_config, from which transformers fills every setting that ours leaves."""
-    before = model.generation_config
-    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    before = base.generation_config
+    base.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        model.generation_config = before
+        base.generation_config = before
 
 
 @contextmanager
@@ -226,7 +240,8 @@ def generation_config(
     )
 
 
-def end_ids_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens at which the policy stops: those of its template, and those that the model names."""
     declared = model.generation_config.eos_token_id if model.generation_config is not None else None
     more = declared if isinstance(declared, list) else [declared] if declared is not None else []
     return sorted({*rendering.end_ids(tokenizer), *more})

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.rlhf import rendering, run_dir
+from training.rlhf import rendering, run_dir, virtual_tokens
 from training.rlhf.model_files import positions
 from training.rlhf.progress import raise_if_stopped
 
@@ -31,7 +31,6 @@ class CanaryMismatch(Exception):
     """A reward model no longer gives the scores that it was saved with; the message shows the widest gap."""
 
 
-@torch.inference_mode()
 def reward_scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -39,19 +38,28 @@ def reward_scores(
     *,
     batch_size: int = 32,
 ) -> list[float]:
-    """One score for each conversation (prompt and answer together), in order. Longest first, to pad little.
+    """One score for each conversation (prompt and answer together), in order."""
+    rows = [rendering.conversation_ids(tokenizer, messages) for messages in conversations]
+    return scores_of_tokens(model, rows, pad_id=int(tokenizer.pad_token_id), batch_size=batch_size)
 
-    A conversation over the model's positions loses its oldest tokens, as the score is read at the end.
+
+@torch.inference_mode()
+def scores_of_tokens(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], *, pad_id: int, batch_size: int = 32
+) -> list[float]:
+    """One score for each row of token ids, read at its end. Longest first, to pad little.
+
+    A row over the model's positions loses its oldest tokens, as the score is read at the end.
     Raises Cancelled between two batches when a stop was asked for.
     """
-    limit = positions(model.config)
-    rows = [rendering.conversation_ids(tokenizer, messages)[-limit:] for messages in conversations]
+    limit = positions(model.config) - virtual_tokens.count(model)
+    rows = [row[-limit:] for row in rows]
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     scores = [0.0] * len(rows)
     for start in range(0, len(order), batch_size):
         raise_if_stopped()
         batch = order[start : start + batch_size]
-        ids, mask = padded([rows[index] for index in batch], pad_id=int(tokenizer.pad_token_id))
+        ids, mask = padded([rows[index] for index in batch], pad_id=pad_id)
         logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
         for index, score in zip(batch, logits[:, 0].float().tolist(), strict=True):
             scores[index] = score

@@ -1,7 +1,8 @@
-"""Rows that hold one completion or none: ratings, single judgements, demonstrations and prompts.
+"""Rows that hold one completion or none: ratings, single judgements, demonstrations, prompts and texts.
 
 What people said of a completion by itself trains reward models (ratings), KTO (good or bad) and SFT
-(demonstrations); prompts alone are what online methods write to. Standard library only.
+(demonstrations); prompts alone are what online methods write to, and texts are for continued pretraining.
+Standard library only.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,23 @@ class PromptRow:
 
     def conversations(self) -> list[list[Message]]:
         return [self.prompt]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRow:
+    """A row of `texts`: no conversation, and read in stretches of any length, so that none is too long."""
+
+    line: int
+    text: str
+    table: str = "texts"
+
+    @property
+    def prompt(self) -> list[Message]:
+        """What may not be on both sides of a split."""
+        return [{"role": "text", "content": self.text}]
+
+    def conversations(self) -> list[list[Message]]:
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +85,15 @@ def read_prompts(path: Path) -> list[PromptRow]:
         PromptRow(line=line, prompt=messages_of(row, "prompt", Place(path, line)))
         for line, row in rows_in(path)
     ]
+
+
+def read_texts(path: Path) -> list[TextRow]:
+    found = []
+    for line, row in rows_in(path):
+        place, text = Place(path, line), row.get("text")
+        place.check(isinstance(text, str) and bool(text.strip()), "text: a text with at least one letter.")
+        found.append(TextRow(line=line, text=str(text)))
+    return found
 
 
 def read_demonstrations(path: Path) -> list[Demonstration]:

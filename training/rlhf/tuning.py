@@ -1,27 +1,148 @@
-"""What of a model is trained, in which precision, and with how much dropout."""
+"""What of a model is trained, in which precision, and with how much dropout.
+
+A trainer applies any kind of tuning (training.rlhf.tuning_settings) in three calls: `prepare` marks weights
+of the model itself, `peft_config` goes to TRL's constructor, and `make_ready` puts right what that leaves.
+"""
 
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from transformers import AutoConfig
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    PromptTuningInit,
+)
+from torch import nn
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 
+from training.rlhf import bottleneck, virtual_tokens
 from training.rlhf.config import RunConfig
+from training.rlhf.failures import Refused
+from training.rlhf.tuning_settings import LOW_RANK, PREFIXES
 
 _DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}  # of fp32's mantissa
+_TRAINS_FP32_WEIGHTS = ("full", "head", "freeze")
+# The projections of an attention, by the names that transformers gives them; GPT-2 has another c_proj.
+_ATTENTION = (
+    r".*\.(self_attn|self_attention|attention|attn)"
+    r"\.(\w*proj|c_attn|query|key|value|query_key_value|dense|Wqkv|qkv\w*)"
+)
 
 
-def lora(config: RunConfig, *, task: str) -> LoraConfig | None:
-    """Low-rank adapters on every linear layer but the head; a new scalar head is trained whole."""
-    if config.tuning.kind == "full":
+def prepare(model: PreTrainedModel, config: RunConfig) -> None:
+    """Say which weights of the model itself are trained; PEFT does so for its own kinds.
+
+    head: the output head, and nothing that it reads. Where it shares its matrix with the embeddings, it gets
+    one of its own first: training the shared one would train the features as well.
+    freeze: everything but the embeddings and the first layers. A head that shares the embeddings' matrix
+    stays with them, for the same reason.
+    bottleneck: adapters, put into the model here; a reward model's new head as well.
+
+    Raises Refused where the model has no such parts.
+    """
+    kind = config.tuning.kind
+    if kind == "head":
+        _train_only(model, _own_head(model))
+    elif kind == "freeze":
+        _freeze_below(model, config.tuning.frozen_layers)
+    elif kind == "bottleneck":
+        bottleneck.insert(model, size=config.tuning.bottleneck_size, seed=config.seed)
+        adapters = [module for module in model.modules() if isinstance(module, bottleneck.Bottleneck)]
+        _train_only(model, *adapters, *([] if model.can_generate() else [_own_head(model)]))
+    if kind in ("head", "freeze", "bottleneck") and config.training.gradient_checkpointing:
+        # Below what is trained nothing asks for a gradient: a layer that is computed twice would have none.
+        model.enable_input_require_grads()  # type: ignore[no-untyped-call]
+
+
+def _own_head(model: Any) -> nn.Module:
+    if not model.can_generate():
+        score: nn.Module = model.get_submodule("score")
+        return score
+    head: Any = model.get_output_embeddings()
+    embeddings: Any = model.get_input_embeddings()
+    if head.weight is embeddings.weight:
+        head.weight = nn.Parameter(embeddings.weight.detach().clone())
+        for part in {id(one): one for one in (model.config, model.config.get_text_config())}.values():
+            part.tie_word_embeddings = False
+        model.all_tied_weights_keys = {}
+    return head
+
+
+def _train_only(model: nn.Module, *modules: nn.Module) -> None:
+    model.requires_grad_(False)
+    for module in modules:
+        module.requires_grad_(True)
+
+
+def _freeze_below(model: nn.Module, count: int) -> None:
+    layers = bottleneck.layers_of(model)
+    if count >= len(layers):
+        raise Refused(
+            f"The model has {len(layers)} layers, and the first {count} would be frozen.",
+            "tuning.frozen_layers",
+            f"Freeze at most {len(layers) - 1} layers, or train the output head only.",
+        )
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.requires_grad_(False)
+    for layer in layers[:count]:
+        layer.requires_grad_(False)
+
+
+def peft_config(config: RunConfig, *, task: str) -> PeftConfig | None:
+    """PEFT's part of the tuning, None where it has none. `task`: CAUSAL_LM, or SEQ_CLS for a reward model.
+
+    A new scalar head is trained whole beside adapters of any kind.
+    """
+    tuning = config.tuning
+    common: dict[str, Any] = {
+        "task_type": task,
+        "modules_to_save": ["score"] if task == "SEQ_CLS" else None,
+    }
+    if tuning.kind in LOW_RANK:
+        return LoraConfig(
+            **common,
+            r=tuning.lora_rank,
+            lora_alpha=tuning.lora_alpha,
+            lora_dropout=tuning.lora_dropout,
+            target_modules=_ATTENTION if tuning.lora_targets == "attention" else "all-linear",
+            use_dora=tuning.kind == "dora",
+        )
+    if tuning.kind == "ia3":
+        return IA3Config(**common)  # on keys, values and the MLP's output; PEFT knows their names
+    if tuning.kind in PREFIXES:
+        # 2101.00190 trains a prefix through a small network, which it throws away; 2110.07602 without one.
+        return PrefixTuningConfig(
+            **common,
+            num_virtual_tokens=tuning.virtual_tokens,
+            prefix_projection=tuning.kind == "prefix",
+        )
+    if tuning.kind == "prompt":
+        # Beginning at embeddings of the vocabulary: 2104.08691, section 3.2.
+        return PromptTuningConfig(
+            **common,
+            num_virtual_tokens=tuning.virtual_tokens,
+            prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB,
+        )
+    if tuning.kind == "p_tuning":
+        return PromptEncoderConfig(**common, num_virtual_tokens=tuning.virtual_tokens)
+    return None
+
+
+def quantisation(config: RunConfig) -> BitsAndBytesConfig | None:
+    """How the frozen base is loaded: in 4 bits (NF4, 2305.14314) for QLoRA, None for all others."""
+    if config.tuning.kind != "qlora":
         return None
-    return LoraConfig(
-        task_type=task,
-        r=config.tuning.lora_rank,
-        lora_alpha=config.tuning.lora_alpha,
-        lora_dropout=config.tuning.lora_dropout,
-        target_modules="all-linear",
-        modules_to_save=["score"] if task == "SEQ_CLS" else None,
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=config.tuning.double_quantisation,
+        bnb_4bit_compute_dtype=loaded_dtype(config),
     )
 
 
@@ -51,12 +172,16 @@ def make_ready(model: Any, config: RunConfig) -> None:
     for name, module in model.named_modules():
         if ".lora_dropout." in name and isinstance(module, torch.nn.Dropout):
             module.p = config.tuning.lora_dropout
+    if isinstance(model, PeftModel):
+        virtual_tokens.install(model, config.tuning.kind)
 
 
 def loaded_dtype(config: RunConfig) -> torch.dtype:
     """Weights that are trained are fp32, or small updates vanish; a frozen base may stay as it is stored."""
-    stays = config.training.bf16 and config.tuning.kind == "lora" and _stored(config) == torch.bfloat16
-    return torch.bfloat16 if stays else torch.float32
+    if config.tuning.kind == "qlora":  # what is not quantised, and the products with what is
+        return torch.bfloat16 if config.training.bf16 else torch.float32
+    may_stay = config.training.bf16 and config.tuning.kind not in _TRAINS_FP32_WEIGHTS
+    return torch.bfloat16 if may_stay and _stored(config) == torch.bfloat16 else torch.float32
 
 
 def saved_dtype(config: RunConfig) -> torch.dtype:

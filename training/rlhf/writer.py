@@ -91,7 +91,7 @@ def write(
     if "error" in outcome:
         raise outcome["error"]
     ids = outcome["ids"]
-    ended = bool(met) or (bool(ids) and ids[-1] in sampling.end_ids_of(model, tokenizer))
+    ended = bool(met) or (bool(ids) and ids[-1] in sampling.end_ids(model, tokenizer))
     yield Piece(held, "stop" if ended else "length", len(ids))
 
 
@@ -105,7 +105,7 @@ def _generated(
     halt: threading.Event,
 ) -> list[int]:
     asked = Sampling(temperature=wish.temperature, top_p=wish.top_p)
-    ends = sampling.end_ids_of(model, tokenizer)
+    ends = sampling.end_ids(model, tokenizer)
     config = sampling.generation_config(tokenizer, asked, ends=ends, tokens=wish.max_new_tokens)
     ids = torch.tensor([wish.prompt_ids], device=model.device)
     with sampling.own_distribution(model), sampling.threads_for(model):

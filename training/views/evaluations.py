@@ -47,7 +47,7 @@ class PolicyFigures:
 
 
 def policy_figures(evaluation: dict[str, Any]) -> PolicyFigures | None:
-    """Figures of a DPO run; None before its evaluation."""
+    """Figures of a run that makes a policy; None before its evaluation."""
     keys = {field.name: field.name for field in fields(PolicyFigures) if field.name != "kl_note"}
     keys["win_rate"] = "win_rate_reward_model"
     found = {name: number_in(evaluation, key) for name, key in keys.items()}
@@ -81,7 +81,7 @@ def reward_evaluation(run: Run) -> RewardEvaluation | None:
     """A reward model on the held-out comparisons, beside the raters themselves; None for other runs."""
     found = run.evaluation
     accuracy = number_in(found, "accuracy")
-    if run.method != Run.Method.REWARD_MODEL or accuracy is None:
+    if run.makes != "reward_model" or accuracy is None:
         return None
     raters = raters_agreement(run.dataset) if run.dataset else PairAgreement(overall=Share())
     return RewardEvaluation(
@@ -95,6 +95,26 @@ def reward_evaluation(run: Run) -> RewardEvaluation | None:
         calibration=_calibration(found.get("calibration")),
         calibration_note=str(found.get("calibration_note") or ""),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatingEvaluation:
+    """A reward model on held-out ratings; distances are on the scale of the ratings."""
+
+    n: float | None
+    spearman: float | None
+    spearman_low: float | None
+    spearman_high: float | None
+    length_spearman: float | None  # what "the longer the better" would get
+    mae: float | None  # how far off it is
+    mae_of_median: float | None  # if it said the same of all
+    mae_of_raters: float | None
+
+
+def rating_evaluation(evaluation: dict[str, Any]) -> RatingEvaluation | None:
+    names = [field.name for field in fields(RatingEvaluation)]
+    found = {name: number_in(evaluation, "ratings", name) for name in names}
+    return RatingEvaluation(**found) if found["n"] else None
 
 
 def raters_agreement(dataset: PreferenceDataset) -> PairAgreement:

@@ -9,7 +9,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from labeling.models import Policy, Project
 from training import exports, gate
-from training.forms import PromoteForm
+from training.forms.promotion import PromoteForm
 from training.views import evaluations
 from training.views.comparing import comparing
 from training.views.samples import samples_of

@@ -10,21 +10,17 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from labeling.models import PreferenceDataset, Project
+from labeling.models import Project
 from training import runs
-from training.forms import RunForm
-from training.ingredients import (
-    can_be_learnt_from,
-    datasets_to_learn_from,
-    reward_models,
-    trained_policies,
-)
+from training.forms.run import RunForm
+from training.ingredients import TRAINABLE, can_be_learnt_from, datasets_to_learn_from, trained_policies
 from training.models import Artifact, Run
-from training.views import evaluations
+from training.rlhf.methods import METHODS
+from training.views import evaluations, method_choice
+from training.views.curves import curves_of
 from training.views.queue import waits_behind
-from training.views.settings import settings_in_words
+from training.views.settings import rewards_in_words, settings_in_words
 
-METHODS = (Run.Method.REWARD_MODEL, Run.Method.DPO)
 OVER = (Run.State.COMPLETE, Run.State.REFUSED, Run.State.FAILED, Run.State.CANCELLED)
 PACE_LINES = 30  # lines of progress that the time left is judged by
 
@@ -35,8 +31,9 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponse:
     project = get_object_or_404(Project.objects.managed_by(request.user), slug=slug)
     like = _run_like(request, project)
     dataset = project.datasets.filter(pk=_number(request, "dataset") or 0).first()
-    method = request.GET.get("method") or (like.method if like else _likely_method(project, dataset))
-    if method not in METHODS:
+    asked = request.GET.get("method")
+    method = asked or (like.method if like else method_choice.likely_method(project, dataset))
+    if method not in TRAINABLE:
         method = Run.Method.REWARD_MODEL
     form = RunForm(
         request.POST if request.method == "POST" else None,
@@ -60,31 +57,29 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponse:
             )
             return redirect("run", run.pk)
         except runs.RunRefused as refusal:
-            form.refuse(str(refusal).removeprefix("This recipe cannot be run. "))
+            form.refuse(str(refusal).removeprefix(f"{runs.UNFIT} "))
     context = {
         "project": project,
         "form": form,
         "like": like,
-        "method": Run.Method(method),
-        "methods": METHODS,
-        "has_datasets": datasets_to_learn_from(project).exists(),
-        "unfit": dataset if dataset and not can_be_learnt_from(dataset) else None,
+        "method": method,
+        "learns": METHODS[method],
+        "when": method_choice.WHEN[method],
+        "groups": method_choice.choices(project),
+        "is_chosen": bool(asked or like or form.errors),
+        "kept_dataset": dataset or (like.dataset if like else None),
+        "has_rows": datasets_to_learn_from(project, method).exists(),
+        "way_to_rows": method_choice.way_to_rows(project, method),
+        "unfit": dataset if dataset and not can_be_learnt_from(dataset, method) else None,
         "has_policies": trained_policies(project).exists(),
     }
     return render(request, "training/run_new.html", context, status=422 if form.errors else 200)
 
 
-def _likely_method(project: Project, dataset: PreferenceDataset | None) -> str:
-    """A reward model first; a policy once one has learnt from this dataset, or from the newest."""
-    dataset = dataset or datasets_to_learn_from(project).first()
-    has_learnt = reward_models(project).filter(run__dataset=dataset).exists()
-    return Run.Method.DPO if has_learnt else Run.Method.REWARD_MODEL
-
-
 def _run_like(request: HttpRequest, project: Project) -> Run | None:
     """The run whose settings a link to the form names."""
     pk = _number(request, "like")
-    return project.runs.filter(method__in=METHODS, pk=pk).first() if pk is not None else None
+    return project.runs.filter(method__in=TRAINABLE, pk=pk).first() if pk is not None else None
 
 
 def _chosen_in(request: HttpRequest) -> dict[str, int]:
@@ -115,6 +110,8 @@ def run(request: HttpRequest, run_id: int) -> HttpResponse:
             "workers": runs.workers_alive(),
             "lineage": _lineage(found),
             "settings_shown": settings_in_words(found),
+            "rewards": rewards_in_words(found),
+            "curves": curves_of(found),
         },
     )
 
@@ -139,6 +136,7 @@ def _state_context(run: Run) -> dict[str, Any]:
         "time_left": _time_left(run),
         "took": run.ended_at - run.started_at if run.started_at and run.ended_at else None,
         "reward_evaluation": evaluations.reward_evaluation(run) if evaluation else None,
+        "rating_evaluation": evaluations.rating_evaluation(evaluation),
         "policy_figures": evaluations.policy_figures(evaluation),
         "evaluation_error": evaluations.evaluation_error(evaluation),
         "artifact": _artifact_of(run),

@@ -2,53 +2,74 @@
 
 from typing import Any
 
-from training.forms import KINDS, RunForm
+from training.forms import rewards
+from training.forms.setting_fields import sections_of
+from training.forms.setting_words import CHOICES, words_of
 from training.models import Run
 from training.rlhf.config import upgraded
+from training.rlhf.methods import METHODS
 
-GROUPS = {"training": "Training", "dpo": "DPO", "tuning": "Tuning", "sampling": "Sampling"}
+GROUPS = {"training": "Training", "tuning": "Tuning", "sampling": "Sampling"}
 WORDS = {
-    "kind": "What is trained",
-    "top_p": "Top p",
-    "temperature": "Temperature",
-    "max_new_tokens": "Longest completion",
+    "tuning.kind": "What is trained",
+    "sampling.top_p": "Top p",
+    "sampling.temperature": "Temperature",
+    "sampling.max_new_tokens": "Longest completion",
+    "sampling.batch_size": "Batch size",
 }
 
 
 def settings_in_words(run: Run) -> list[tuple[str, list[tuple[str, Any]]]]:
     """The groups that this method reads, each with its settings."""
     config = upgraded(run.config)
+    sections = ("sampling",) if run.method == Run.Method.SAMPLE else sections_of(run.method)
     return [
         (
-            GROUPS[group],
-            [(_label(name), _value(name, value)) for name, value in section.items()],
+            GROUPS.get(section, METHODS[run.method].label),
+            [(_label(run, section, name), _value(section, name, value)) for name, value in found.items()],
         )
-        for group in _groups(run)
-        if (section := config.get(group))
+        for section in sections
+        if (found := config.get(section))
     ]
 
 
-def _groups(run: Run) -> list[str]:
-    """Sampling trains nothing, and a reward model writes nothing."""
-    unread = {
-        Run.Method.SAMPLE: {"training", "tuning"},
-        Run.Method.REWARD_MODEL: {"sampling"},
-    }
-    return [group for group in GROUPS if group not in unread.get(Run.Method(run.method), set())]
+def rewards_in_words(run: Run) -> list[tuple[str, float, str]]:
+    """Name, weight and content of each reward that the run learns from."""
+    return [
+        (reward["name"], reward["weight"], _content(reward)) for reward in run.config.get("rewards") or []
+    ]
 
 
-def _label(name: str) -> str:
-    field = RunForm.base_fields.get(name)
-    return WORDS.get(name) or (field and str(field.label or "")) or name.replace("_", " ").capitalize()
+def _content(reward: dict[str, Any]) -> str:
+    options = reward.get("options") or {}
+    match reward["kind"]:
+        case "model":
+            return "a reward model"
+        case "judge":
+            return f"a judge at {reward['location']}: {options.get('rubric', '')}".rstrip(": ")
+        case "python":
+            return str(options.get("function", ""))
+        case kind:
+            words = rewards.KINDS.get(kind, kind.replace("_", " ")).lower()
+            return f"{words}: {rewards.in_words(kind, options)}".rstrip(": ")
 
 
-def _value(name: str, value: Any) -> Any:
+def _label(run: Run, section: str, name: str) -> str:
+    draws = METHODS[run.method].draws
+    return WORDS.get(f"{section}.{name}") or words_of(section, name, draws=draws)[0]
+
+
+def _value(section: str, name: str, value: Any) -> Any:
     """
-    >>> _value("bf16", False), _value("bf16", None), _value("kind", "lora"), _value("epochs", 2.0)
-    ('no', 'where a GPU can', 'LoRA adapters', 2.0)
+    >>> _value("training", "bf16", False), _value("training", "bf16", None)
+    ('no', 'where a GPU can')
+    >>> _value("tuning", "kind", "lora"), _value("training", "epochs", 2.0)
+    ('LoRA adapters', 2.0)
     """
     if value is None:
         return "where a GPU can"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return KINDS.get(value, value) if name == "kind" else value
+    if isinstance(value, str):
+        return CHOICES.get(f"{section}.{name}", {}).get(value, value)
+    return value

@@ -11,7 +11,7 @@ from django.db.models import Count, Q
 from django.urls import reverse
 
 from labeling.models import Assignment, Policy, PreferenceDataset, Project, Round
-from training.ingredients import can_be_learnt_from
+from training.ingredients import can_be_learnt_from, holds_labels, policy_method_for
 from training.models import Artifact, GateDecision, Run
 
 State = Run.State
@@ -243,27 +243,22 @@ def _learn(story: Story) -> Action | None:
             f"Round {turn.round.number if turn.round else 0} is judged and closed.",
             reverse("dataset_new", args=[slug]),
         )
-    fit = [step for step in turn.datasets if can_be_learnt_from(step.dataset)]
-    if not fit:
-        return Action(
-            "Open a comparison round",
-            f"{turn.datasets[-1].dataset} holds ratings, and training needs comparisons or rankings.",
-            f"{reverse('round_new', args=[slug])}?kind=comparison",
-        )
-    step = fit[-1]
+    step = next((s for s in reversed(turn.datasets) if holds_labels(s.dataset)), turn.datasets[-1])
     complete = [run for run in step.runs if run.state == State.COMPLETE]
     new_run = reverse("run_new", args=[slug])
-    if not any(run.method == Run.Method.REWARD_MODEL for run in complete):
+    has_learnt = any(run.makes == "reward_model" for run in complete)
+    if not has_learnt and can_be_learnt_from(step.dataset, Run.Method.REWARD_MODEL):
         return Action(
             "Train a reward model",
             f"The dataset {step.dataset} is frozen.",
             f"{new_run}?method=reward_model&dataset={step.dataset.pk}",
         )
-    if not any(run.method == Run.Method.DPO for run in complete):
+    if not any(run.makes == "policy" for run in complete):
+        judged = f"A reward model has learnt from {step.dataset} and can judge what comes out."
         return Action(
             "Train a policy",
-            f"A reward model has learnt from {step.dataset} and can judge what comes out.",
-            f"{new_run}?method=dpo&dataset={step.dataset.pk}",
+            judged if has_learnt else f"The dataset {step.dataset} is frozen.",
+            f"{new_run}?method={policy_method_for(step.dataset)}&dataset={step.dataset.pk}",
         )
     return Action(
         "Open the next round",

@@ -1,0 +1,56 @@
+"""Which rewards a project's runs may use: what one names is loaded or called by the process that trains.
+
+A manager chooses among the project's own reward models and policies, and rules. Whoever runs the server
+allows the servers that judge (RATCHET_JUDGES: they are sent what policies write, and the key) and the modules
+whose functions are called (RATCHET_REWARD_MODULES).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.conf import settings
+
+from labeling.models import Project
+from training.ingredients import reward_models, trained_policies
+from training.models import Artifact
+
+MOST = 16  # rewards of one run
+
+
+def reward_from(model: Artifact, *, name: str = "", weight: float = 1.0) -> dict[str, Any]:
+    """A reward model as an entry of a recipe's `rewards`."""
+    return {
+        "name": name or f"reward model {model.run_id}",
+        "kind": "model",
+        "weight": weight,
+        "location": model.folder,
+        "options": {},
+    }
+
+
+def why_not_permitted(project: Project, rewards: Sequence[dict[str, Any]]) -> str:
+    """Why these entries of a checked recipe may not be used here; empty when they may. A query or two."""
+    if len(rewards) > MOST:
+        return f"rewards: at most {MOST}"
+    found = (_why_not(project, reward) for reward in rewards)
+    return next((why for why in found if why), "")
+
+
+def _why_not(project: Project, reward: dict[str, Any]) -> str:
+    name, location = f"rewards.{reward['name']}", reward["location"]
+    match reward["kind"]:
+        case "model":
+            if not reward_models(project).filter(folder=location).exists():
+                return f"{name}.location is no reward model of this project"
+        case "judge":
+            policies = trained_policies(project).filter(location=location)
+            if location not in settings.JUDGES and not policies.exists():
+                return f"{name}.location is neither in RATCHET_JUDGES nor a policy of this project"
+        case "python":
+            function = reward["options"].get("function", "")
+            module = function.partition(":")[0] if isinstance(function, str) else ""
+            if module not in settings.REWARD_MODULES:
+                return f"{name}.options: {module or 'no module'} is not in RATCHET_REWARD_MODULES"
+        case _ if location:
+            return f"{name}.location: a rule needs none"
+    return ""

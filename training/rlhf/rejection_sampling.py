@@ -1,0 +1,220 @@
+"""Rejection sampling: draw N completions for each prompt, keep the best by reward, and learn them by SFT.
+
+Llama 2's other half beside PPO (2307.09288, section 3.2.3). What was drawn, with its rewards, is in
+`drawn.jsonl` of the run folder, complete once it has that name: a run that was stopped goes on drawing where
+it stood, and one that was stopped while it trained does not draw again. A completion that was cut is never
+the best one: a policy that imitates it forgets how to stop.
+"""
+
+import gc
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from training.rlhf import fitting, loading, rendering, sampling
+from training.rlhf.config import RunConfig
+from training.rlhf.data import Fitting, drop_too_long
+from training.rlhf.estimate import length_limit
+from training.rlhf.failures import Refused
+from training.rlhf.model_files import causal_config
+from training.rlhf.progress import finishing_before_stop, raise_if_stopped, report
+from training.rlhf.reward_interface import Rewards
+from training.rlhf.rewards import load_rewards
+from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl
+from training.rlhf.single_rows import Demonstration, PromptRow, read_prompts
+from training.rlhf.tuning import loaded_dtype
+
+FILE = "drawn.jsonl"
+_AT_ONCE = 256  # completions drawn and scored between two lines of progress
+
+
+class Drawn(TypedDict):
+    text: str
+    finish: str  # "eos" or "length"
+    tokens: int
+    reward: float
+    parts: dict[str, float]
+
+
+class DrawnRow(TypedDict):
+    """A line of drawn.jsonl: what was drawn for a line of prompts.train.jsonl."""
+
+    line: int
+    prompt: list[dict[str, str]]
+    completions: list[Drawn]
+
+
+def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[str, Any]:
+    """Draw, choose, learn, and leave model/. Returns what result.json says about it (see recipe.train)."""
+    from training.rlhf import sft  # type: ignore[attr-defined, unused-ignore]
+
+    started = time.monotonic()
+    tokenizer = loading.load_tokenizer(config.model)
+    prompts = read_fitting_prompts(run_dir, config, tokenizer)
+    progress.write(f"{len(prompts.elements)} prompts to write to, {prompts.dropped} too long")
+    rows = draw(run_dir, config, prompts.elements, progress)
+    chosen = [one for row in rows if (one := best(row)) is not None]
+    if not chosen:
+        raise Refused(
+            f"None of the completions of {len(rows)} prompts ended within {config.sampling.max_new_tokens} "
+            "tokens, so there is nothing to imitate.",
+            str(run_dir.path / FILE),
+            "Raise max_new_tokens, or begin from a policy that has learnt to stop.",
+        )
+    report(progress, figures(rows), message=f"Learning the best completions of {len(chosen)} prompts")
+
+    model = loading.load_policy(config.model, dtype=loaded_dtype(config))
+    loading.fit(model, tokenizer, where=config.model)
+    trainer = sft.make_trainer(
+        model=model, tokenizer=tokenizer, train=chosen, test=[], config=config, run_dir=run_dir
+    )
+    fitting.fit(trainer, run_dir=run_dir, progress=progress)
+    seconds = time.monotonic() - started
+    report(progress, {"train_seconds": seconds}, message="Saving the model")
+    fitting.save_trained(trainer, tokenizer, run_dir=run_dir, config=config)
+    del trainer, model
+    gc.collect()
+    torch.cuda.empty_cache()
+    left_out = len(rows) - len(chosen)  # every completion of theirs was cut
+    return {
+        "rows": {"train": {"kept": len(chosen), "dropped": prompts.dropped + left_out}},
+        "steps": progress.total_steps,
+        "lineage": json.loads((run_dir.model / "lineage.json").read_text(encoding="utf-8")),
+        "train_seconds": round(seconds, 2),
+        "held_out": {},
+    }
+
+
+def read_fitting_prompts(
+    run_dir: RunDir, config: RunConfig, tokenizer: PreTrainedTokenizerBase
+) -> Fitting[PromptRow]:
+    """Prompts after which the longest completion has room. Raises Refused when there is none."""
+    path = run_dir.data / "prompts.train.jsonl"
+    limit = length_limit(config, causal_config(config.model)) - config.sampling.max_new_tokens
+    found = drop_too_long(
+        read_prompts(path),
+        limit=limit,
+        count_tokens=lambda messages: len(rendering.prompt_ids(tokenizer, messages)),
+    )
+    if not found.elements:
+        raise Refused(
+            f"No prompt is left to write to; {found.dropped} are longer than {limit} tokens.",
+            str(path),
+            "Raise max_length, lower max_new_tokens, or freeze a dataset that holds prompts.",
+        )
+    return found
+
+
+def draw(
+    run_dir: RunDir, config: RunConfig, prompts: Sequence[PromptRow], progress: ProgressWriter
+) -> list[DrawnRow]:
+    """What drawn.jsonl holds, after drawing whatever it lacks. Raises Cancelled between two tokens."""
+    complete = run_dir.path / FILE
+    if complete.exists():
+        return list(read_jsonl(complete))
+    draft = run_dir.path / f".{FILE}"
+    at_once = max(1, _AT_ONCE // config.rejection_sampling.completions_per_prompt)
+    done = _whole_chunks(draft, at_once)
+    progress.write("Loading the policy and the reward")
+    tokenizer = loading.load_tokenizer(config.model)
+    model = loading.load_policy(config.model, dtype=loading.serving_dtype(config.model))
+    loading.fit(model, tokenizer, where=config.model)
+    loading.use_device(model)
+    rewards = load_rewards(config)
+    with finishing_before_stop():  # a stop is heard at every token; what is in the draft stays
+        for start in range(done, len(prompts), at_once):
+            raise_if_stopped()
+            chunk = prompts[start : start + at_once]
+            rows = _draw_chunk(model, tokenizer, rewards, chunk, config, number=start // at_once)
+            _append(draft, rows)
+            values = figures(rows)
+            report(progress, values, message=f"Wrote to {start + len(chunk)} of {len(prompts)} prompts")
+        os.replace(draft, complete)
+    del model, rewards
+    gc.collect()
+    torch.cuda.empty_cache()
+    return list(read_jsonl(complete))
+
+
+def best(row: DrawnRow) -> Demonstration | None:
+    """The finished completion with the highest reward, the first of equals; None when all were cut."""
+    finished = [one for one in row["completions"] if one["finish"] == "eos"]
+    if not finished:
+        return None
+    chosen = max(finished, key=lambda one: one["reward"])
+    answer = {"role": "assistant", "content": chosen["text"]}
+    return Demonstration(line=row["line"], prompt=row["prompt"], completion=[answer])
+
+
+def figures(rows: Sequence[DrawnRow]) -> dict[str, float]:
+    """What was drawn: mean reward, mean of the best that ended, EOS rate, mean length in tokens."""
+    every = [one for row in rows for one in row["completions"]]
+    kept = [
+        max(ended)
+        for row in rows
+        if (ended := [c["reward"] for c in row["completions"] if c["finish"] == "eos"])
+    ]
+    found = {
+        "reward": sum(one["reward"] for one in every) / len(every),
+        "eos_rate": sum(one["finish"] == "eos" for one in every) / len(every),
+        "completions/mean_length": sum(one["tokens"] for one in every) / len(every),
+    }
+    return found | ({"reward_best": sum(kept) / len(kept)} if kept else {})
+
+
+def _draw_chunk(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rewards: Rewards,
+    prompts: Sequence[PromptRow],
+    config: RunConfig,
+    *,
+    number: int,
+) -> list[DrawnRow]:
+    each = config.rejection_sampling.completions_per_prompt
+    asked = [row.prompt for row in prompts for _ in range(each)]
+    samples = sampling.generate(
+        model,
+        tokenizer,
+        asked,
+        sampling=config.sampling,
+        seed=sampling.policy_seed(config.seed, number),
+    )
+    scored = rewards.score(asked, samples)
+    drawn = [
+        Drawn(
+            text=one.text,
+            finish=one.finish,
+            tokens=one.tokens,
+            reward=scored.total[place],
+            parts={name: values[place] for name, values in scored.parts.items()},
+        )
+        for place, one in enumerate(samples)
+    ]
+    return [
+        DrawnRow(line=row.line, prompt=row.prompt, completions=drawn[place * each : (place + 1) * each])
+        for place, row in enumerate(prompts)
+    ]
+
+
+def _whole_chunks(draft: Path, at_once: int) -> int:
+    """How many prompts have been written to; what a dying process left of a chunk is cut off."""
+    lines = draft.read_bytes().splitlines(keepends=True) if draft.exists() else []
+    whole = sum(line.endswith(b"\n") for line in lines) // at_once * at_once
+    if lines:
+        os.truncate(draft, sum(map(len, lines[:whole])))
+    return whole
+
+
+def _append(draft: Path, rows: Sequence[DrawnRow]) -> None:
+    with open(draft, "a", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
