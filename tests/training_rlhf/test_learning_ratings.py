@@ -19,9 +19,10 @@ from tests.training_rlhf.conftest import (  # noqa: E402
     rating_row,
     write_rows,
 )
-from training.rlhf import loading, rating_head, recipe, reward_model, scoring  # noqa: E402
+from training.rlhf import evaluation, loading, rating_head, recipe, reward_model, scoring  # noqa: E402
 from training.rlhf.config import RunConfig, Training  # noqa: E402
 from training.rlhf.data import Element  # noqa: E402
+from training.rlhf.failures import Refused  # noqa: E402
 from training.rlhf.method_settings import RewardLearning  # noqa: E402
 from training.rlhf.rated import Rated, joined, scale_of  # noqa: E402
 from training.rlhf.run_dir import ProgressWriter, RunDir  # noqa: E402
@@ -63,6 +64,11 @@ def test_all_tables_together_teach_it_too(make_run: MakeRun) -> None:
     seen = [one["rating_loss"] for one in lines if "rating_loss" in one]
     assert seen[-1] < seen[0]
     assert any("eval_rating_loss" in one for one in lines)
+    config = RunConfig.load(run_dir.config)
+    found = evaluation.evaluate_reward_model(run_dir, config, ProgressWriter(run_dir))
+    ratings = found["ratings"]
+    assert found["accuracy"] > 0.9 and ratings["spearman"] > 0.6 and ratings["n"] == 4
+    assert ratings["acceptable"]["f1"] == 1 and ratings["mae"] < ratings["mae_of_median"]
 
 
 def test_what_lora_trained_has_its_head_beside_it_and_not_among_its_weights(make_run: MakeRun) -> None:
@@ -100,12 +106,15 @@ def test_training_goes_on_from_the_head_of_the_model_it_starts_from(make_run: Ma
     assert kept is not None and again.to_json() == kept.to_json() != other.to_json()
 
 
-def trainer_of(folder: Path, policy: Path, rows: list[Any], **learning: Any) -> Any:
+def trainer_of(
+    folder: Path, policy: Path, rows: list[Any], *, training: dict[str, Any] | None = None, **learning: Any
+) -> Any:
+    fixed = {"batch_size": 8, "log_every": 1, "learning_rate": 1e-3, "warmup_ratio": 0.0}
     config = RunConfig(
         method="reward_model",
         seed=7,
         model=str(policy),
-        training=Training(batch_size=8, log_every=1, learning_rate=1e-3, warmup_ratio=0.0),
+        training=Training(**fixed | (training or {})),
         reward_learning=RewardLearning(**learning),
     )
     tokenizer, model = loading.load_tokenizer(str(policy)), loading.load_reward_base(str(policy), seed=7)
@@ -177,6 +186,24 @@ def test_a_whole_ranking_of_two_is_learnt_as_the_pair(
         assert one == pytest.approx(other, abs=5e-6)
 
 
+def test_accumulating_small_mixed_batches_gives_the_loss_of_one_large_batch(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    rows = rows_of(
+        tmp_path / "rows",
+        pairs=[pair_row(number) for number in range(7)],
+        rankings=[ranking_row(number, [1, 2, 3]) for number in range(5)],
+        ratings=[rating_row(number) for number in range(9)],
+    )
+    losses = []
+    for batch in ({"batch_size": 8}, {"batch_size": 2, "gradient_accumulation": 4}):
+        trainer = trainer_of(tmp_path / str(len(losses)), tiny_policy, rows, training=batch)
+        trainer.train()
+        losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
+    assert len(losses[0]) == 3  # 21 elements
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
 def test_whole_rankings_of_any_length_are_learnt(make_run: MakeRun) -> None:
     run_dir = make_run(
         "reward_model", pairs=0, training=FAST, reward_learning={"ranking_loss": "plackett_luce"}
@@ -210,6 +237,38 @@ def test_a_dataset_that_says_nothing_is_told_so_and_one_table_that_does_suffices
 def rated(*ratings: tuple[float, ...]) -> list[Rated]:
     turn = [{"role": "user", "content": "x"}]
     return [Rated(line=1, prompt=turn, completion=turn, ratings=given) for given in ratings]
+
+
+def test_a_head_comes_back_to_the_last_bit_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    rows = rated((1.0,), (2.0,), (2.0,), (5.0,))
+    for kind in ("ordinal", "regression"):
+        head = rating_head.start(kind, rows, scale=[1, 2, 3, 4, 5], model="no folder")
+        rating_head.save(head, tmp_path)
+        again = rating_head.load(tmp_path)
+        assert again is not None and again.to_json() == head.to_json()
+    for text in ("{}", "[", '{"kind": "ordinal", "scale": [1, 2, 3], "first": [0.0], "increments": []}'):
+        (tmp_path / rating_head.FILE).write_text(text)
+        with pytest.raises(Refused, match="rating head"):
+            rating_head.load(tmp_path)
+
+
+def test_what_a_head_expects_is_on_the_scale_and_rises_with_the_score() -> None:
+    rows = rated(*[(float(rating),) for rating in (1, 2, 2, 3, 4, 4, 5)])
+    for kind in ("ordinal", "regression"):
+        head = rating_head.start(kind, rows, scale=[1, 2, 3, 4, 5], model="")
+        expected = head.expected(torch.tensor([-90.0, -1.0, 0.0, 1.0, 90.0])).tolist()
+        assert expected == sorted(expected)
+        assert (expected[0], expected[-1]) == pytest.approx((1, 5))
+        assert expected[2] == pytest.approx(3, abs=0.05)  # the mean of what was given
+        assert head.finds_acceptable(torch.tensor([-9.0, 9.0])).tolist() == [False, True]
+
+
+def test_an_ordinal_scale_of_hundreds_of_ratings_is_refused() -> None:
+    rows = rated(*[(number / 7,) for number in range(300)])
+    scale = [one.rating for one in rows]
+    with pytest.raises(Refused, match="at most 101"):
+        rating_head.start("ordinal", rows, scale=scale, model="")
+    assert rating_head.start("regression", rows, scale=scale, model="").kind == "regression"
 
 
 def test_an_overall_verdict_counts_alone_and_other_criteria_alike(tmp_path: Path) -> None:
