@@ -21,7 +21,11 @@ OWN: dict[str, dict[str, Any]] = {
     "ppo": {"ppo": {"rollout_size": 8, "epochs": 1}},
     "rloo": {"rloo": {"completions_per_prompt": 2}},
     "grpo": {"grpo": {"completions_per_prompt": 2}},
-    "rejection_sampling": {"rejection_sampling": {"completions_per_prompt": 2}},
+    # Of a random policy a completion ends once in 260 tokens.
+    "rejection_sampling": {
+        "rejection_sampling": {"completions_per_prompt": 8},
+        "sampling": {"max_new_tokens": 60},
+    },
     "distillation": {"distillation": {"system_prompt": "Be brief."}},
 }
 
@@ -34,9 +38,8 @@ def make_run(folder: Path, model: Path, method: str) -> RunDir:
         method=method,
         pairs=16,
         rankings=4,
-        **config,
+        **({"sampling": {"max_new_tokens": 6}} | config),
         training={"max_steps": 2, "batch_size": 4, "log_every": 1},
-        sampling={"max_new_tokens": 6},
     )
     for split, start, count in (("train", 0, 12), ("test", 1000, 4)):
         rows = [pair_row(start + number) for number in range(count)]

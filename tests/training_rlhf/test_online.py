@@ -19,6 +19,7 @@ from transformers import TrainerCallback  # noqa: E402
 from training.rlhf import fitting, grpo, loading, progress, rendering, rloo, sampling  # noqa: E402
 from training.rlhf.config import RunConfig  # noqa: E402
 from training.rlhf.evaluation import completion_logprobs  # noqa: E402
+from training.rlhf.failures import Refused  # noqa: E402
 from training.rlhf.online import PromptSampler  # noqa: E402
 from training.rlhf.progress import Cancelled  # noqa: E402
 from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl  # noqa: E402
@@ -222,25 +223,35 @@ class StopAfter(TrainerCallback):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_stop_while_texts_are_drawn_leaves_the_checkpoint_of_the_last_step(
-    method: str, tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("when", ["drawn", "scored", "refused"])
+def test_whatever_ends_a_run_between_two_steps_leaves_the_checkpoint_of_the_last(
+    when: str, method: str, tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A stop is heard while texts are drawn and while they are scored; a judge may fall silent."""
     through = fit(tmp_path / "whole", trainer_of(tmp_path / "whole", tiny_policy, method))
     folder = tmp_path / "parts"
     trainer = trainer_of(folder, tiny_policy, method)
-    draw = sampling._write_on
+    draw, score = sampling._write_on, trainer.rewards.score
 
     def draw_and_stop(*args: Any, **kwargs: Any) -> Any:
-        if trainer.state.global_step == 2:
-            monkeypatch.setattr(progress._Stop, "requested", True)
+        monkeypatch.setattr(progress._Stop, "requested", trainer.state.global_step == 2)
         return draw(*args, **kwargs)
 
-    monkeypatch.setattr(sampling, "_write_on", draw_and_stop)
-    with pytest.raises(Cancelled):
-        fit(folder, trainer)
+    def score_and_end(*args: Any, **kwargs: Any) -> Any:
+        if trainer.state.global_step == 2:
+            raise Cancelled if when == "scored" else Refused("The judge does not answer.", "here", "Wake it.")
+        return score(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        if when == "drawn":
+            patched.setattr(sampling, "_write_on", draw_and_stop)
+        else:
+            patched.setattr(trainer.rewards, "score", score_and_end)
+        with pytest.raises(Refused if when == "refused" else Cancelled):
+            fit(folder, trainer)
+    monkeypatch.undo()
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint-2"]
     assert (folder / "checkpoints/checkpoint-2/complete.json").exists()
-    monkeypatch.undo()
     resumed = fit(folder, trainer_of(folder, tiny_policy, method))
     assert logged(resumed, "reward")[-2:] == logged(through, "reward")[-2:]
     assert same(weights(resumed), weights(through))

@@ -138,3 +138,33 @@ def test_prompts_without_room_for_an_answer_are_left_out_and_counted(run: RunDir
     write_rows(run.data / "prompts.train.jsonl", [long])
     with pytest.raises(Refused, match="1 are longer than 250 tokens"):
         rejection_sampling.read_fitting_prompts(run, config, tokenizer)
+
+
+def test_learning_the_best_makes_the_next_completions_better(run: RunDir, make_run: MakeRun) -> None:
+    pytest.importorskip("training.rlhf.sft")
+    settings = {"learning_rate": 5e-3, "epochs": 8, "batch_size": 4, "schedule": "constant", "bf16": False}
+    run_dir = make_run(
+        "rejection_sampling",
+        rewards=[VOWELS],
+        rejection_sampling={"completions_per_prompt": 128},
+        sampling={"max_new_tokens": 40},
+        training=settings,
+    )
+    (run.data / "prompts.train.jsonl").rename(run_dir.data / "prompts.train.jsonl")
+    config = RunConfig.load(run_dir.config)
+    result = rejection_sampling.train(run_dir, config, ProgressWriter(run_dir))
+    rows: list[DrawnRow] = list(read_jsonl(run_dir.path / rejection_sampling.FILE))
+    kept = sum(best(row) is not None for row in rows)
+    assert kept == 7
+    assert result["rows"] == {"train": {"kept": kept, "dropped": 7 - kept}}
+    assert result["steps"] == -(-kept // 4) * 8
+    assert result["lineage"]["parent"] == config.model
+    before = figures(rows)["eos_rate"]
+    tokenizer, model = loading.load_tokenizer(str(run_dir.model)), loading.load_policy(str(run_dir.model))
+    asked = [row["prompt"] for row in rows] * 16
+    again = sampling.generate(model, tokenizer, asked, sampling=config.sampling, seed=9)
+    vowels = sum(sum(map("aeiou".count, one.text)) / one.tokens for one in again) / len(again)
+    drawn_before = [one for row in rows for one in row["completions"]]
+    vowels_before = sum(one["reward"] / one["tokens"] for one in drawn_before) / len(drawn_before)
+    assert vowels > vowels_before
+    assert sum(one.finish == "eos" for one in again) / len(again) > before  # only what ended was imitated

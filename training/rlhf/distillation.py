@@ -20,22 +20,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from training.rlhf import loading, rendering, sampling, scoring
 from training.rlhf.config import RunConfig
-from training.rlhf.data import Split
 from training.rlhf.divergence import generalised_jsd
 from training.rlhf.door import Message
 from training.rlhf.failures import Refused
 from training.rlhf.fitting import Checkpointed, settings
 from training.rlhf.progress import raise_if_stopped
 from training.rlhf.run_dir import RunDir, RunError, read_jsonl
-from training.rlhf.single_rows import PromptRow, read_prompts
+from training.rlhf.single_rows import PromptRow
 from training.rlhf.tuning import make_ready, peft_config, prepare, without_dropout
 
 WHILE_MADE = "The teacher writes"
 _CHUNK = 512  # prompts that the teacher answers between two looks for a stop
-
-
-def tables(run_dir: RunDir, config: RunConfig, split: Split) -> dict[str, list[PromptRow]]:
-    return {"prompts": read_prompts(run_dir.data / f"prompts.{split}.jsonl")}
 
 
 def check(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[list[RunError], list[str]]:

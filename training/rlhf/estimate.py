@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from training.rlhf import held_out, learners, trained_share, virtual_tokens
+from training.rlhf import held_out, trained_share, virtual_tokens, workload
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Row
 from training.rlhf.door import Message
 from training.rlhf.held_out import HeldOut
+from training.rlhf.methods import METHODS
 from training.rlhf.model_files import positions
 from training.rlhf.trained_share import Weights
 
@@ -56,14 +57,15 @@ def of(
     """Steps, memory and time of a run over these rows, its evaluation included."""
     weights = trained_share.count(config, model_config)
     parameters = weights.whole
-    lengths, unseen = (
-        [[count_tokens(one) for one in row.conversations()] for row in rows] for rows in (train, test)
-    )
-    steps = _steps(config, rows=len(train))
+    block = length_limit(config, model_config)
+    read, unseen = (workload.lengths_of(rows, count_tokens, block=block) for rows in (train, test))
+    work = workload.of(config, read)
+    lengths = work.lengths
+    steps = _steps(config, work)
     training = config.training
     once = sum(map(sum, lengths))
-    tokens = steps * training.batch_size * training.gradient_accumulation * once / len(lengths)
-    operations = _operations(config, weights) * parameters * tokens
+    tokens = steps * work.at_once * once / len(lengths)
+    operations = (_operations(config, weights) + work.extra) * parameters * tokens
     # DPO reads every row with the reference first; a reward model its held-out rows twice, loss and score.
     reading = once * (config.method == "dpo") + 2 * sum(map(sum, unseen))
     operations += READING_OPERATIONS * parameters * reading
@@ -136,14 +138,13 @@ def _memory_of_writing(
     return parameters * width + max(writing, reading)
 
 
-def _steps(config: RunConfig, *, rows: int) -> int:
+def _steps(config: RunConfig, work: workload.Workload) -> int:
     training = config.training
     if training.max_steps > 0:
         return training.max_steps
-    counted = learners.steps_of(config, rows=rows)
-    if counted is not None:
-        return ceil(counted * training.epochs)
-    batches = ceil(rows / training.batch_size)
+    if METHODS[config.method].draws:
+        return ceil(max(1, ceil(work.rows / work.at_once)) * training.epochs)
+    batches = ceil(work.rows / training.batch_size)
     per_epoch = max(1, ceil(batches / training.gradient_accumulation))
     return ceil(per_epoch * training.epochs)
 

@@ -1,4 +1,4 @@
-"""What the reward model and DPO share: settings, checkpoints, progress, resuming, saving what was trained.
+"""What methods that learn by a trainer of TRL share: settings, checkpoints, progress, resuming, saving.
 
 TRL's trainers do the work. This adds what lessons-training.md found missing or unsafe: checkpoints that count
 only when whole, a stop between two steps, curves in progress.jsonl, and no settings left to chance.

@@ -15,14 +15,11 @@ from training.rlhf.config import RunConfig
 from training.rlhf.data import Row, Split
 from training.rlhf.methods import METHODS
 from training.rlhf.run_dir import ProgressWriter, RunDir, RunError
+from training.rlhf.single_rows import read_prompts
 
 
 class Learner(Protocol):
     """What a method's module holds."""
-
-    def tables(self, run_dir: RunDir, config: RunConfig, split: Split) -> dict[str, list[Any]]:
-        """Rows (training.rlhf.data.Row) by table. Raises Refused for one that is none."""
-        ...
 
     def make_trainer(
         self,
@@ -44,6 +41,15 @@ def learner(method: str) -> Learner:
 
 def _module(method: str) -> ModuleType:
     return importlib.import_module(f"training.rlhf.{method}")
+
+
+def tables(run_dir: RunDir, config: RunConfig, split: Split) -> dict[str, list[Any]]:
+    """Rows by table, as the method reads them; one that says nothing of it reads prompts."""
+    read = getattr(_module(config.method), "tables", None)
+    if read is None:
+        return {"prompts": read_prompts(run_dir.data / f"prompts.{split}.jsonl")}
+    found: dict[str, list[Any]] = read(run_dir, config, split)
+    return found
 
 
 def train_by_itself(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[str, Any] | None:
@@ -78,9 +84,3 @@ def setting_errors(
 def opening_words(method: str) -> str:
     """What a trainer of this method does while it is made, when that takes time (`WHILE_MADE`)."""
     return str(getattr(_module(method), "WHILE_MADE", ""))
-
-
-def steps_of(config: RunConfig, *, rows: int) -> int | None:
-    """Steps of one epoch where they are not rows over batch (`steps_per_epoch` in the method's module)."""
-    count = getattr(_module(config.method), "steps_per_epoch", None)
-    return None if count is None else int(count(config, rows))

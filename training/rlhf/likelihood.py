@@ -87,15 +87,8 @@ class LikelihoodTrainer(Checkpointed, SFTTrainer):
     def _note(self, inputs: dict[str, Any], outputs: Any, *, nats: Tensor, training: bool) -> None:
         """TRL's metrics under TRL's names, fetched from the device at once."""
         learnt = max(inputs["elements"], 1)
-        values = torch.stack(
-            [
-                outputs.entropy.sum(),
-                outputs.is_top1.sum().to(nats.dtype),
-                nats.sum(),
-                inputs["attention_mask"].sum().to(nats.dtype),
-            ]
-        )
-        entropy, right, lost, read = values.tolist()
+        values = [outputs.entropy.sum(), outputs.is_top1.sum(), nats.sum(), inputs["attention_mask"].sum()]
+        entropy, right, lost, read = torch.stack([value.float() for value in values]).tolist()
         mode = "train" if training else "eval"
         self._metrics[mode]["entropy"].append(entropy / learnt)
         self._metrics[mode]["mean_token_accuracy"].append(right / learnt)

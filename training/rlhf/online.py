@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from training.rlhf import checkpoints, held_out, sampling
 from training.rlhf.config import RunConfig
 from training.rlhf.config import Sampling as SamplingSettings
+from training.rlhf.failures import Refused
 from training.rlhf.fitting import Checkpointed, settings
 from training.rlhf.method_settings import Grpo, Rloo
 from training.rlhf.progress import Cancelled
@@ -132,10 +133,6 @@ class OnlineTrainer(Checkpointed):
                     sampling=self.drawing,
                     seed=self._draw_seed(training=training),
                 )
-        except Cancelled:
-            if training:
-                self._save_before_leaving()
-            raise
         finally:
             trl.model.train(training)
         return [list(one.ids) for one in self.drawn]
@@ -160,7 +157,11 @@ class OnlineTrainer(Checkpointed):
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         metrics = self._measured()
         known = len(metrics.get("kl", []))
-        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        try:
+            batch: dict[str, Any] = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        except (Cancelled, Refused):
+            self._save_before_leaving()
+            raise
         _for_completions(metrics, known, batch["completion_mask"])
         metrics["eos_rate"].append(sum(one.finish == "eos" for one in self.drawn) / len(self.drawn))
         for name, value in self.rewards.figures().items():
@@ -188,10 +189,10 @@ class OnlineTrainer(Checkpointed):
     # What outlives the process
 
     def _save_before_leaving(self) -> None:
-        """A stop while texts are drawn: nothing has moved since the last step, so this is its checkpoint."""
+        """A stop, or a reward that fails: nothing moved since the last step, so this is its checkpoint."""
         step = self.state.global_step
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
-        if step and not (folder / "complete.json").exists():
+        if self._training() and step and not (folder / "complete.json").exists():
             self._save_checkpoint(self.model, None)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

@@ -100,9 +100,9 @@ def _check(run_dir: RunDir, config: RunConfig) -> Preflight:
 
 def _sample(train: list[Row]) -> list[Message] | None:
     """The conversation that people see as the model will: of a comparison, the preferred one."""
-    if not train:
+    first = next((row for row in train if row.conversations()), None)
+    if first is None:
         return None
-    first = train[0]
     return first.conversations()[first.comparisons[0].chosen if isinstance(first, Element) else 0]
 
 

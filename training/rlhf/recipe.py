@@ -99,7 +99,7 @@ def fitting_rows(
             limit=row_limit(table, config, model_config),
             count_tokens=lambda messages: len(rendering.conversation_ids(tokenizer, messages)),
         )
-        for table, rows in learners.learner(config.method).tables(run_dir, config, split).items()
+        for table, rows in learners.tables(run_dir, config, split).items()
     ]
     return Fitting(
         [row for part in parts for row in part.elements],

@@ -32,7 +32,6 @@ class ModelReward:
         loading.use_device(self.model)
         self.by_tokens = reads_as(self.tokenizer, policy_tokenizer)
         self.closing = rendering.closing_ids(self.tokenizer)
-        self.ends = set(rendering.end_ids(self.tokenizer))
 
     def scores(self, prompts: Sequence[Messages], samples: Sequence[Sampled]) -> list[float]:
         read = self._drawn if self.by_tokens else self._rendered

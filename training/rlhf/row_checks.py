@@ -35,7 +35,7 @@ def read_parts(
     return {
         (table, split): drop_too_long(elements, limit=limit_of(table), count_tokens=count_tokens)
         for split in SPLITS
-        for table, elements in learners.learner(config.method).tables(run_dir, config, split).items()
+        for table, elements in learners.tables(run_dir, config, split).items()
     }
 
 
