@@ -195,7 +195,7 @@ def test_accumulating_small_mixed_batches_gives_the_loss_of_one_large_batch(
         rankings=[ranking_row(number, [1, 2, 3]) for number in range(5)],
         ratings=[rating_row(number) for number in range(9)],
     )
-    losses = []
+    losses: list[list[float]] = []
     for batch in ({"batch_size": 8}, {"batch_size": 2, "gradient_accumulation": 4}):
         trainer = trainer_of(tmp_path / str(len(losses)), tiny_policy, rows, training=batch)
         trainer.train()
