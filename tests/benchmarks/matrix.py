@@ -4,9 +4,9 @@
 
 A pair works when the preflight passes, six steps end, every figure that was reported is a number, the
 weights that the kind names have moved and no others, model/ is loaded again as anybody would and writes or
-scores, and the same run from the checkpoint of its middle ends with the very same files. A pair that the recipe refuses
-(training.rlhf.compatibility) must be refused by RunConfig, with that reason. Prints a table and, as the last
-line, one JSON object; the exit status is 1 when a pair failed.
+scores, and the same run from the checkpoint of its middle ends with the very same files. A pair that the
+recipe refuses (training.rlhf.compatibility) must be refused by RunConfig, with that reason. Prints a table
+and, as the last line, one JSON object; the exit status is 1 when a pair failed.
 """
 
 import argparse
@@ -278,10 +278,10 @@ same files, bit by bit. Times are medians of a step on a busy machine and say li
 
 {text}
 
-Whatever the method, prefix tuning and P-tuning v2 are refused with gradient checkpointing. What a model learnt
-by bottleneck adapters or virtual tokens cannot be merged into its weights: it lies beside them
-(`model/adapter.json`, `model/adapter/`). Such a model writes, scores and is evaluated, and no further training
-begins from it.
+Whatever the method, prefix tuning and P-tuning v2 are refused with gradient checkpointing. What a model
+learnt by bottleneck adapters or virtual tokens cannot be merged into its weights: it lies beside them
+(`model/adapter.json`, `model/adapter/`). Such a model writes, scores and is evaluated, and no further
+training begins from it.
 """
 
 
