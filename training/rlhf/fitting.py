@@ -208,6 +208,11 @@ def _is_trained(checkpoint: Path) -> bool:
 def save_trained(
     trainer: Trainer, tokenizer: PreTrainedTokenizerBase, *, run_dir: RunDir, config: RunConfig
 ) -> None:
+    """`save_model` for what a trainer has trained."""
+    save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run_dir=run_dir, config=config)
+
+
+def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, *, run_dir: RunDir, config: RunConfig) -> None:
     """Write model/ whole, by rename: weights, tokenizer with its template, lineage. Adapters are merged.
 
     They are merged in fp32 and rounded once, by chance: a merge into bf16, or worse NF4, rounds learning away
@@ -216,7 +221,6 @@ def save_trained(
     draft = run_dir.path / "model.draft"
     for leftover in (draft, run_dir.model):
         shutil.rmtree(leftover, ignore_errors=True)
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if isinstance(model, PeftModel):
         model.save_pretrained(str(run_dir.path / "adapter"))
         model = model.float().merge_and_unload()
