@@ -1,6 +1,7 @@
 """A reward model that learns from ratings and whole rankings: alone, together, and what it keeps of them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,22 @@ def test_what_lora_trained_has_its_head_beside_it_and_not_among_its_weights(make
         assert not [name for name in load_file(file) if "rating_head" in name]
     (last, *_) = run_dir.checkpoints.glob("checkpoint-*")
     assert (last / rating_head.FILE).exists()
+
+
+@pytest.mark.parametrize("kind", ["head", "freeze", "bottleneck", "prefix", "prompt"])
+def test_ratings_are_learnt_with_other_kinds_of_tuning_too(kind: str, make_run: MakeRun) -> None:
+    run_dir = make_run(
+        "reward_model", pairs=4, ratings=8, tuning={"kind": kind}, training={"max_steps": 2, "save_every": 1}
+    )
+    config = RunConfig.load(run_dir.config)
+    recipe.train(run_dir, config, ProgressWriter(run_dir))
+    head = (run_dir.model / rating_head.FILE).read_bytes()
+    files = [load_file(path) for path in run_dir.model.rglob("*.safetensors")]
+    assert files and not [name for file in files for name in file if "rating_head" in name]
+    loading.load_reward_model(run_dir.model)
+    shutil.rmtree(run_dir.checkpoints / "checkpoint-2")
+    recipe.train(run_dir, config, ProgressWriter(run_dir))  # goes on from the first step
+    assert (run_dir.model / rating_head.FILE).read_bytes() == head
 
 
 def test_cut_points_learn_and_stay_in_order(make_run: MakeRun) -> None:
@@ -195,7 +212,7 @@ def test_accumulating_small_mixed_batches_gives_the_loss_of_one_large_batch(
         rankings=[ranking_row(number, [1, 2, 3]) for number in range(5)],
         ratings=[rating_row(number) for number in range(9)],
     )
-    losses = []
+    losses: list[list[float]] = []
     for batch in ({"batch_size": 8}, {"batch_size": 2, "gradient_accumulation": 4}):
         trainer = trainer_of(tmp_path / str(len(losses)), tiny_policy, rows, training=batch)
         trainer.train()
