@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test lint types fast slow loop bench pictures clean
+.PHONY: help setup demo test lint types fast slow loop bench matrix pictures clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*##/  make \1 —/'
@@ -51,6 +51,9 @@ bench: setup ## the figures of docs/benchmarks.md
 	$(PY) -m tests.benchmarks.parity --method dpo
 	$(PY) -m tests.benchmarks.parity --method sft
 	$(PY) -m tests.benchmarks.parity --method kto
+
+matrix: setup ## every method with every kind of tuning, for real: docs/matrix.md
+	$(PY) -m tests.benchmarks.matrix --write docs/matrix.md
 
 pictures: setup ## make the README's pictures again
 	$(PY) manage.py demo --headless --rounds 2 --keep var/pictures

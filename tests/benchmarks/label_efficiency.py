@@ -169,7 +169,7 @@ def learn(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    model.eval()
+    model.train(False)
     texts = list(dict.fromkeys((prompt, text) for prompt, *both in pairs for text in both))
     talks = [[*_turn("user", prompt), *_turn("assistant", text)] for prompt, text in texts]
     score = dict(zip(texts, scoring.reward_scores(model, tokenizer, talks), strict=True))

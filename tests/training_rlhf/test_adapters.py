@@ -73,7 +73,7 @@ def test_a_policy_writes_in_a_padded_batch_what_it_writes_alone(kind: str, train
     drawn = sampling.generate(model, tokenizer, prompts, sampling=GREEDY, seed=0)
     for one in drawn:
         assert list(one.ids) == written_token_by_token(model, list(one.prompt_ids), len(one.ids))
-    bare: Any = AutoModelForCausalLM.from_pretrained(folder).eval()  # the base, as anybody would load it
+    bare: Any = AutoModelForCausalLM.from_pretrained(folder)  # the base, as anybody would load it
     assert loading.load_policy(folder).dtype == bare.dtype
 
 

@@ -68,6 +68,41 @@ def scores_of_tokens(
     return scores
 
 
+@torch.inference_mode()
+def completion_logprobs(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    batch_size: int = 32,
+    temperature: float = 1.0,
+) -> list[torch.Tensor]:
+    """Log-probability of each token of each completion after its prompt: one tensor [tokens] for each.
+
+    At a temperature, but of the whole distribution: they say nothing of what was drawn with top-p below 1 or
+    greedily. Raises Cancelled between two batches when a stop was asked for.
+    """
+    rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+    found: dict[int, torch.Tensor] = {}
+    for start in range(0, len(order), batch_size):
+        raise_if_stopped()
+        batch = order[start : start + batch_size]
+        ids, mask = padded([rows[index] for index in batch], pad_id=pad_id)
+        ids, mask = ids.to(model.device), mask.to(model.device)
+        # No prompt of the batch is shorter, so logits before it would be wasted: a large vocabulary is wide.
+        first = min(len(prompts[index]) for index in batch)
+        keep = ids.shape[1] - first + 1
+        logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=keep).logits
+        for place, index in enumerate(batch):  # row by row: fp32 of a whole batch may not fit
+            begin, tokens = len(prompts[index]) - first, len(completions[index])
+            row = logits[place, begin : begin + tokens].float() / temperature  # [tokens, vocabulary]
+            chosen = row.gather(1, ids[place, first + begin :][:tokens, None])[:, 0]
+            found[index] = (chosen - row.logsumexp(dim=-1)).cpu()
+    return [found[index] for index in range(len(rows))]
+
+
 def padded(
     rows: Sequence[Sequence[int]], *, pad_id: int, left: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
