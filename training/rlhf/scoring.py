@@ -1,8 +1,8 @@
 """Reward models score conversations; their canaries show when one is not read as it was trained.
 
-A reward model is a sequence classifier with one output, read at the conversation's last token. Where that is
-follows from the rendering, so scores always come from here: a model trained at one token and read at the one
-before it gave a margin of 0.03 instead of 6.8.
+A reward model is a sequence classifier with one output, read at the conversation's last token (an encoder at
+its first, which sees the whole text). Where that is follows from the rendering, so scores always come from
+here: a model trained at one token and read at the one before it gave a margin of 0.03 instead of 6.8.
 """
 
 import json
@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from training.rlhf import rendering, run_dir, virtual_tokens
-from training.rlhf.model_files import positions
+from training.rlhf.model_files import is_encoder, positions
 from training.rlhf.progress import raise_if_stopped
 
 CANARIES = "canaries.json"
@@ -49,11 +49,13 @@ def scores_of_tokens(
 ) -> list[float]:
     """One score for each row of token ids, read at its end. Longest first, to pad little.
 
-    A row over the model's positions loses its oldest tokens, as the score is read at the end.
+    A row over the model's positions loses its oldest tokens, as the score is read at the end; but for an
+    encoder not the very first, where its score is read.
     Raises Cancelled between two batches when a stop was asked for.
     """
     limit = positions(model.config) - virtual_tokens.count(model)
-    rows = [row[-limit:] for row in rows]
+    kept = int(is_encoder(model.config))
+    rows = [row if len(row) <= limit else [*row[:kept], *row[kept - limit :]] for row in rows]
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     scores = [0.0] * len(rows)
     for start in range(0, len(order), batch_size):
