@@ -27,7 +27,7 @@ from training.rlhf.run_dir import EXIT_CRASHED, ProgressWriter, RunDir, read_jso
 from training.rlhf.sampling import Sampled
 
 LORA = {"kind": "lora", "lora_rank": 4}
-REWARDS = [{"name": "letters", "kind": "regex"}]
+REWARDS = [{"name": "letters", "kind": "regex", "options": {"pattern": "e"}}]
 
 
 @dataclass
