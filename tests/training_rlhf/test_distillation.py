@@ -12,7 +12,7 @@ pytestmark = pytest.mark.training
 import torch  # noqa: E402
 
 from tests.training_rlhf.conftest import save_tiny_policy, write_rows, write_run  # noqa: E402
-from training.rlhf import distillation, evaluation, fitting, loading, preflight, recipe  # noqa: E402
+from training.rlhf import distillation, fitting, loading, preflight, recipe, scoring  # noqa: E402
 from training.rlhf import progress as progress_module  # noqa: E402
 from training.rlhf.config import ConfigError, RunConfig  # noqa: E402
 from training.rlhf.progress import Cancelled  # noqa: E402
@@ -74,7 +74,7 @@ def likelihood(run_dir: RunDir, model: str, prompts: list[list[dict[str, str]]])
 
     taught = [line["ids"] for line in read_jsonl(run_dir.path / "taught.jsonl")][-len(prompts) :]
     asked = [rendering.prompt_ids(tokenizer, prompt) for prompt in prompts]
-    found = evaluation.completion_logprobs(policy, asked, taught, pad_id=0)
+    found = scoring.completion_logprobs(policy, asked, taught, pad_id=0)
     return float(torch.cat(found).mean())
 
 

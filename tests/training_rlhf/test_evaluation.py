@@ -26,7 +26,7 @@ pytestmark = pytest.mark.training
 def test_logprobs_do_not_depend_on_batch_and_padding(tiny_policy: Path) -> None:
     model = loading.load_policy(str(tiny_policy))
     prompts, completions = [[5, 6, 7, 8], [9], [10, 11]], [[20, 21], [22, 23, 24, 25], [26]]
-    together = evaluation.completion_logprobs(model, prompts, completions, pad_id=0)
+    together = scoring.completion_logprobs(model, prompts, completions, pad_id=0)
     for prompt, completion, found in zip(prompts, completions, together, strict=True):
         with torch.inference_mode():
             logp = model(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
@@ -194,7 +194,7 @@ def test_a_stop_is_heard_between_two_batches_of_reading(
     for model, read in (
         (
             policy,
-            lambda: evaluation.completion_logprobs(policy, [[5]] * 9, [[6]] * 9, pad_id=0, batch_size=2),
+            lambda: scoring.completion_logprobs(policy, [[5]] * 9, [[6]] * 9, pad_id=0, batch_size=2),
         ),
         (scorer, lambda: scoring.reward_scores(scorer, tokenizer, [talk] * 9, batch_size=2)),
     ):

@@ -1,6 +1,7 @@
 """A reward model that learns from ratings and whole rankings: alone, together, and what it keeps of them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,10 @@ from tests.training_rlhf.conftest import (  # noqa: E402
     rating_row,
     write_rows,
 )
-from training.rlhf import loading, rating_head, recipe, reward_model, scoring  # noqa: E402
+from training.rlhf import evaluation, loading, rating_head, recipe, reward_model, scoring  # noqa: E402
 from training.rlhf.config import RunConfig, Training  # noqa: E402
-from training.rlhf.data import Element  # noqa: E402
 from training.rlhf.method_settings import RewardLearning  # noqa: E402
-from training.rlhf.rated import Rated, joined, scale_of  # noqa: E402
 from training.rlhf.run_dir import ProgressWriter, RunDir  # noqa: E402
-from training.rlhf.single_rows import read_ratings  # noqa: E402
 
 Rows = list[dict[str, Any]]
 FAST: dict[str, Any] = {"epochs": 6.0, "learning_rate": 3e-3}
@@ -63,6 +61,11 @@ def test_all_tables_together_teach_it_too(make_run: MakeRun) -> None:
     seen = [one["rating_loss"] for one in lines if "rating_loss" in one]
     assert seen[-1] < seen[0]
     assert any("eval_rating_loss" in one for one in lines)
+    config = RunConfig.load(run_dir.config)
+    found = evaluation.evaluate_reward_model(run_dir, config, ProgressWriter(run_dir))
+    ratings = found["ratings"]
+    assert found["accuracy"] > 0.9 and ratings["spearman"] > 0.6 and ratings["n"] == 4
+    assert ratings["acceptable"]["f1"] == 1 and ratings["mae"] < ratings["mae_of_median"]
 
 
 def test_what_lora_trained_has_its_head_beside_it_and_not_among_its_weights(make_run: MakeRun) -> None:
@@ -76,6 +79,22 @@ def test_what_lora_trained_has_its_head_beside_it_and_not_among_its_weights(make
         assert not [name for name in load_file(file) if "rating_head" in name]
     (last, *_) = run_dir.checkpoints.glob("checkpoint-*")
     assert (last / rating_head.FILE).exists()
+
+
+@pytest.mark.parametrize("kind", ["head", "freeze", "bottleneck", "prefix", "prompt"])
+def test_ratings_are_learnt_with_other_kinds_of_tuning_too(kind: str, make_run: MakeRun) -> None:
+    run_dir = make_run(
+        "reward_model", pairs=4, ratings=8, tuning={"kind": kind}, training={"max_steps": 2, "save_every": 1}
+    )
+    config = RunConfig.load(run_dir.config)
+    recipe.train(run_dir, config, ProgressWriter(run_dir))
+    head = (run_dir.model / rating_head.FILE).read_bytes()
+    files = [load_file(path) for path in run_dir.model.rglob("*.safetensors")]
+    assert files and not [name for file in files for name in file if "rating_head" in name]
+    loading.load_reward_model(run_dir.model)
+    shutil.rmtree(run_dir.checkpoints / "checkpoint-2")
+    recipe.train(run_dir, config, ProgressWriter(run_dir))  # goes on from the first step
+    assert (run_dir.model / rating_head.FILE).read_bytes() == head
 
 
 def test_cut_points_learn_and_stay_in_order(make_run: MakeRun) -> None:
@@ -100,12 +119,15 @@ def test_training_goes_on_from_the_head_of_the_model_it_starts_from(make_run: Ma
     assert kept is not None and again.to_json() == kept.to_json() != other.to_json()
 
 
-def trainer_of(folder: Path, policy: Path, rows: list[Any], **learning: Any) -> Any:
+def trainer_of(
+    folder: Path, policy: Path, rows: list[Any], *, training: dict[str, Any] | None = None, **learning: Any
+) -> Any:
+    fixed = {"batch_size": 8, "log_every": 1, "learning_rate": 1e-3, "warmup_ratio": 0.0}
     config = RunConfig(
         method="reward_model",
         seed=7,
         model=str(policy),
-        training=Training(batch_size=8, log_every=1, learning_rate=1e-3, warmup_ratio=0.0),
+        training=Training(**fixed | (training or {})),
         reward_learning=RewardLearning(**learning),
     )
     tokenizer, model = loading.load_tokenizer(str(policy)), loading.load_reward_base(str(policy), seed=7)
@@ -177,6 +199,24 @@ def test_a_whole_ranking_of_two_is_learnt_as_the_pair(
         assert one == pytest.approx(other, abs=5e-6)
 
 
+def test_accumulating_small_mixed_batches_gives_the_loss_of_one_large_batch(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    rows = rows_of(
+        tmp_path / "rows",
+        pairs=[pair_row(number) for number in range(7)],
+        rankings=[ranking_row(number, [1, 2, 3]) for number in range(5)],
+        ratings=[rating_row(number) for number in range(9)],
+    )
+    losses: list[list[float]] = []
+    for batch in ({"batch_size": 8}, {"batch_size": 2, "gradient_accumulation": 4}):
+        trainer = trainer_of(tmp_path / str(len(losses)), tiny_policy, rows, training=batch)
+        trainer.train()
+        losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
+    assert len(losses[0]) == 3  # 21 elements
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
 def test_whole_rankings_of_any_length_are_learnt(make_run: MakeRun) -> None:
     run_dir = make_run(
         "reward_model", pairs=0, training=FAST, reward_learning={"ranking_loss": "plackett_luce"}
@@ -193,53 +233,3 @@ def test_whole_rankings_of_any_length_are_learnt(make_run: MakeRun) -> None:
 def test_ratings_of_weight_zero_are_left_out(make_run: MakeRun) -> None:
     run_dir = make_run("reward_model", pairs=4, ratings=10, reward_learning={"rating_weight": 0.0})
     assert reward_model.tables(run_dir, RunConfig.load(run_dir.config), "train")["ratings"] == []
-
-
-def test_a_dataset_that_says_nothing_is_told_so_and_one_table_that_does_suffices(make_run: MakeRun) -> None:
-    config = RunConfig(method="reward_model", model="m")
-    same = rated((3.0,), (3.0,))
-    ties = rows_of(make_run("reward_model").path / "t", pairs=[pair_row(1, p=0.5)])
-    assert isinstance(ties[0], Element)
-    (error,) = reward_model.errors(list(same), config=config, where="data")
-    assert "the same rating" in error["what"]
-    assert len(reward_model.errors([*same, *ties], config=config, where="data")) == 2
-    assert reward_model.errors([*rated((3.0,), (4.0,)), *ties], config=config, where="data") == []
-    assert reward_model.errors([], config=config, where="data") == []
-
-
-def rated(*ratings: tuple[float, ...]) -> list[Rated]:
-    turn = [{"role": "user", "content": "x"}]
-    return [Rated(line=1, prompt=turn, completion=turn, ratings=given) for given in ratings]
-
-
-def test_an_overall_verdict_counts_alone_and_other_criteria_alike(tmp_path: Path) -> None:
-    rows = [
-        rating_row(1, criterion="helpful", rating=2),
-        rating_row(1, criterion="Overall", rating=5),
-        rating_row(1, criterion="true", rating=1),
-        rating_row(2, criterion="helpful", rating=2, weight=0.5),
-        rating_row(2, criterion="true", rating=5),
-        rating_row(2, criterion="helpful", rating=3),  # the same text, rated again
-        rating_row(2, criterion="helpful", rating=4, rater=9),
-        rating_row(3, criterion="", rating=1, rater=None),
-    ]
-    write_rows(tmp_path / "ratings.train.jsonl", rows)
-    found = joined(read_ratings(tmp_path / "ratings.train.jsonl"))
-    assert [one.ratings for one in found] == [(5.0,), (2.0, 5.0), (3.0,), (4.0,), (1.0,)]
-    assert [one.line for one in found] == [1, 4, 6, 7, 8]
-    assert (found[1].rating, found[1].weight) == (3.5, 0.75)
-
-
-def test_the_scale_is_what_the_protocol_allows_or_else_what_was_given(tmp_path: Path) -> None:
-    run_dir = RunDir(tmp_path)
-    run_dir.data.mkdir()
-    given = rated((2.0,), (4.0,))
-    assert scale_of(run_dir, given) == [2, 4]
-    rounds = [
-        {"kind": "comparison", "protocol": {"options": {"strengths": 4}}},
-        {"kind": "rating", "protocol": {"options": {"low": 1, "high": 5, "criteria": []}}},
-    ]
-    (run_dir.data / "manifest.json").write_text(json.dumps({"parents": {"rounds": rounds}}))
-    assert scale_of(run_dir, given) == [1, 2, 3, 4, 5]
-    (run_dir.data / "manifest.json").write_text("{}")
-    assert scale_of(run_dir, given) == [2, 4]

@@ -268,9 +268,12 @@ def save_encoder(folder: Path, tiny_policy: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bert", "t5"])
-def test_an_encoder_is_neither_policy_nor_reward_model(kind: str, tiny_policy: Path, tmp_path: Path) -> None:
+def test_an_encoder_is_no_policy_and_one_with_a_decoder_no_reward_model_either(
+    kind: str, tiny_policy: Path, tmp_path: Path
+) -> None:
     save_encoder(tmp_path / kind, tiny_policy, kind)
-    for load in (loading.load_policy, lambda folder: loading.load_reward_base(folder, seed=0)):
+    loads: list[Any] = [loading.load_policy, lambda folder: loading.load_reward_base(folder, seed=0)]
+    for load in loads[: 1 if kind == "bert" else 2]:
         with pytest.raises(ModelRefused, match=f"encoder.*{kind}") as refused:
             load(str(tmp_path / kind))
         assert "causal" in refused.value.do

@@ -13,7 +13,7 @@ import torch  # noqa: E402
 from peft import PeftModel  # noqa: E402
 
 from tests.training_rlhf.conftest import MakeRun, in_bf16, stored_dtypes  # noqa: E402
-from training.rlhf import dpo, evaluation, fitting, loading, recipe, reward_model, tuning  # noqa: E402
+from training.rlhf import dpo, fitting, loading, recipe, reward_model, scoring, tuning  # noqa: E402
 from training.rlhf.config import RunConfig, Training, Tuning  # noqa: E402
 from training.rlhf.data import read_for_dpo, read_for_reward_model  # noqa: E402
 from training.rlhf.failures import Refused  # noqa: E402
@@ -96,7 +96,7 @@ def test_what_virtual_tokens_put_out_is_no_part_of_the_loss(
     sums: dict[str, torch.Tensor] = {}  # of each completion: [pairs]
     for whose, model in (("policy", trainer.model), ("base", loading.load_policy(str(tiny_policy)))):
         for name in ("chosen", "rejected"):
-            logps = evaluation.completion_logprobs(
+            logps = scoring.completion_logprobs(
                 model, list(rows["prompt_ids"]), list(rows[f"{name}_ids"]), pad_id=0
             )
             sums[f"{whose} {name}"] = torch.stack([one.sum() for one in logps])
@@ -116,7 +116,7 @@ TALK = Talk([[1, 3, 40, 50, 60], [1, 3, 70]], [[80, 90, 100, 2], [110, 2]])
 
 
 def says(model: Any) -> torch.Tensor:
-    return torch.cat(evaluation.completion_logprobs(model, TALK.prompts, TALK.completions, pad_id=0))
+    return torch.cat(scoring.completion_logprobs(model, TALK.prompts, TALK.completions, pad_id=0))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "qlora"])

@@ -141,6 +141,10 @@ class RunConfig:
                 options_of(reward)
         if self.method in ("rloo", "grpo"):
             self._check_groups()
+        if self.method == "ppo":
+            own = self.sampling.top_p == 1 and self.sampling.temperature > 0
+            _check(own, "sampling.top_p and temperature: PPO learns from the policy's own distribution, "
+                   "so 1 and above 0")  # fmt: skip
 
     def _check_groups(self) -> None:
         """All completions of a prompt are in one step, where they are compared with each other."""

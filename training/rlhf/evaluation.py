@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedModel
 
 from training.rlhf import (
     failures,
     figures,
     held_out,
+    learners,
     loading,
     rating_figures,
     rating_head,
@@ -31,10 +31,13 @@ from training.rlhf import (
 from training.rlhf.checkpoints import is_disk_full
 from training.rlhf.config import RunConfig, Sampling
 from training.rlhf.data import Row, drop_too_long, read_for_reward_model
+from training.rlhf.diversity import distinct_ngrams, length_controlled_win_rate
 from training.rlhf.door import Message
 from training.rlhf.estimate import length_limit
+from training.rlhf.forgetting import nats_on_fixed_text
 from training.rlhf.model_files import causal_config
-from training.rlhf.progress import raise_if_stopped, report
+from training.rlhf.perplexity import perplexity
+from training.rlhf.progress import report
 from training.rlhf.rated import Rated, read_rated
 from training.rlhf.run_dir import (
     EXIT_REFUSED,
@@ -60,41 +63,7 @@ class Drawn(NamedTuple):
 
     samples: dict[str, list[sampling.Sampled]]
     logps: dict[str, list[torch.Tensor]]  # of the new policy's completions, by either; empty without a KL
-
-
-@torch.inference_mode()
-def completion_logprobs(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int]],
-    *,
-    pad_id: int,
-    batch_size: int = 32,
-    temperature: float = 1.0,
-) -> list[torch.Tensor]:
-    """Log-probability of each token of each completion after its prompt: one tensor [tokens] for each.
-
-    At a temperature, but of the whole distribution: they say nothing of what was drawn with top-p below 1 or
-    greedily. Raises Cancelled between two batches when a stop was asked for.
-    """
-    rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-    found: dict[int, torch.Tensor] = {}
-    for start in range(0, len(order), batch_size):
-        raise_if_stopped()
-        batch = order[start : start + batch_size]
-        ids, mask = scoring.padded([rows[index] for index in batch], pad_id=pad_id)
-        ids, mask = ids.to(model.device), mask.to(model.device)
-        # No prompt of the batch is shorter, so logits before it would be wasted: a large vocabulary is wide.
-        first = min(len(prompts[index]) for index in batch)
-        keep = ids.shape[1] - first + 1
-        logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=keep).logits
-        for place, index in enumerate(batch):  # row by row: fp32 of a whole batch may not fit
-            begin, tokens = len(prompts[index]) - first, len(completions[index])
-            row = logits[place, begin : begin + tokens].float() / temperature  # [tokens, vocabulary]
-            chosen = row.gather(1, ids[place, first + begin :][:tokens, None])[:, 0]
-            found[index] = (chosen - row.logsumexp(dim=-1)).cpu()
-    return [found[index] for index in range(len(rows))]
+    nats: dict[str, dict[str, float | None]]  # for a token: of the fixed text, and of held-out rows
 
 
 def evaluate_reward_model(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[str, Any]:
@@ -164,6 +133,8 @@ def evaluate_policy(run_dir: RunDir, config: RunConfig, progress: ProgressWriter
     for name, samples in drawn.samples.items():
         found[f"length_{name}"] = _mean([one.tokens for one in samples])
         found[f"eos_rate_{name}"] = _mean([one.finish == "eos" for one in samples])
+        found[f"distinct_2_{name}"] = distinct_ngrams([one.ids for one in samples], 2)
+        found |= {f"{figure}_{name}": value for figure, value in drawn.nats[name].items()}
     found |= _by_reward_model(config, prompts, drawn.samples, progress)
     sampling.write_completions(
         run_dir,
@@ -213,7 +184,8 @@ def _draw(
     progress: ProgressWriter,
 ) -> Drawn:
     """Load one policy after the other; each writes, and reads what the new one wrote."""
-    drawn = Drawn({}, {})
+    drawn = Drawn({}, {}, {})
+    rows = _held_out_rows(run_dir, config)
     for number, (name, location) in enumerate({"new": str(run_dir.model), "old": config.model}.items()):
         tokenizer = loading.load_tokenizer(location)
         model = loading.load_policy(location, dtype=loading.serving_dtype(location))
@@ -228,7 +200,7 @@ def _draw(
             seed=sampling.policy_seed(config.seed, number),
         )
         if kl_is_meaningful(config.sampling):
-            drawn.logps[name] = completion_logprobs(
+            drawn.logps[name] = scoring.completion_logprobs(
                 model,
                 [one.prompt_ids for one in drawn.samples["new"]],
                 [one.ids for one in drawn.samples["new"]],
@@ -236,10 +208,22 @@ def _draw(
                 batch_size=config.training.batch_size,
                 temperature=config.sampling.temperature,
             )
+        foretold = perplexity(model, tokenizer, rows, batch_size=config.training.batch_size)
+        drawn.nats[name] = {
+            "fixed_text_nats": nats_on_fixed_text(model, tokenizer),
+            "held_out_nats": foretold["nats_per_token"] if foretold else None,
+        }
         del model
         gc.collect()
         torch.cuda.empty_cache()
     return drawn
+
+
+def _held_out_rows(run_dir: RunDir, config: RunConfig) -> list[Any]:
+    """What a method that imitates would have imitated, had it not been held out."""
+    if config.method not in ("sft", "pretraining"):
+        return []
+    return [row for rows in learners.tables(run_dir, config, "test").values() for row in rows]
 
 
 def _by_reward_model(
@@ -249,7 +233,7 @@ def _by_reward_model(
     progress: ProgressWriter,
 ) -> dict[str, Any]:
     names = ("win_rate_reward_model", "win_rate_low", "win_rate_high", "reward_new", "reward_old",
-             "length_reward_correlation")  # fmt: skip
+             "length_reward_correlation", "win_rate_length_controlled")  # fmt: skip
     if not config.reward_model or not prompts:
         return dict.fromkeys(names)
     progress.write("The reward model scores both")
@@ -269,8 +253,12 @@ def _by_reward_model(
     }
     wins = figures.win_rate(rewards["new"], rewards["old"], seed=config.seed)
     lengths = [float(one.tokens) for name in ("new", "old") for one in samples[name]]
+    won = [(new > old) + 0.5 * (new == old) for new, old in zip(rewards["new"], rewards["old"], strict=True)]
+    both = zip(samples["new"], samples["old"], strict=True)
+    longer_by = [float(new.tokens - old.tokens) for new, old in both]
     values = (wins["rate"], wins["low"], wins["high"], _mean(rewards["new"]), _mean(rewards["old"]),
-              figures.correlation(lengths, [*rewards["new"], *rewards["old"]]))  # fmt: skip
+              figures.correlation(lengths, [*rewards["new"], *rewards["old"]]),
+              length_controlled_win_rate(won, longer_by))  # fmt: skip
     return dict(zip(names, values, strict=True))
 
 

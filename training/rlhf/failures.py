@@ -36,6 +36,16 @@ class Diverged(Exception):
         self.step = step
 
 
+class Collapsed(Exception):
+    """An online method left its bounds at a step; `kept` is the last checkpoint from before, if any."""
+
+    def __init__(self, *, step: int, reason: str, kept: Path | None) -> None:
+        super().__init__(f"the policy collapsed at step {step}: {reason}")
+        self.step = step
+        self.reason = reason
+        self.kept = kept
+
+
 def explain(error: BaseException, *, run_dir: RunDir) -> tuple[RunError, int]:
     """The words for `error.json` and the exit code."""
     match error:
@@ -62,6 +72,14 @@ def explain(error: BaseException, *, run_dir: RunDir) -> tuple[RunError, int]:
                 what=f"The loss at step {error.step} is not a number any more.",
                 where=f"step {error.step}",
                 do="Start a new run with a lower learning rate, a longer warm-up, or without bf16.",
+            ), EXIT_CRASHED
+        case Collapsed():
+            kept = f"{error.kept.name} is kept" if error.kept else "No checkpoint was saved before"
+            return RunError(
+                what=f"The policy collapsed: {error.reason}.",
+                where=f"step {error.step}",
+                do="Look at what the reward likes, and start a new run with a lower learning rate or a "
+                f"higher KL coefficient. {kept}.",
             ), EXIT_CRASHED
         case ModuleNotFoundError():
             return RunError(

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -247,6 +247,20 @@ def _is_trained(checkpoint: Path) -> bool:
 def save_trained(
     trainer: Trainer, tokenizer: PreTrainedTokenizerBase, *, run_dir: RunDir, config: RunConfig
 ) -> None:
+    """`save_model` for what a trainer has trained, with what it learnt beside the weights."""
+    beside = trainer.save_beside if isinstance(trainer, Checkpointed) else None
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    save_model(model, tokenizer, run_dir=run_dir, config=config, save_beside=beside)
+
+
+def save_model(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    run_dir: RunDir,
+    config: RunConfig,
+    save_beside: Callable[[Path], None] | None = None,
+) -> None:
     """Write model/ whole, by rename: weights, tokenizer with its template, lineage.
 
     What can be merged is, in fp32, and rounded once, by chance: a merge into bf16, or worse NF4, rounds
@@ -255,10 +269,9 @@ def save_trained(
     draft = run_dir.path / "model.draft"
     for leftover in (draft, run_dir.model):
         shutil.rmtree(leftover, ignore_errors=True)
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
     draft.mkdir()
-    if isinstance(trainer, Checkpointed):
-        trainer.save_beside(draft)  # before anything is rounded
+    if save_beside is not None:
+        save_beside(draft)  # before anything is rounded
     if config.tuning.kind in BESIDE_THE_WEIGHTS:
         model = adapters.detach(model, config.tuning, draft)
         model.float()

@@ -18,15 +18,19 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from training.rlhf import adapters, rendering, scoring
 from training.rlhf.model_files import ModelRefused as ModelRefused
-from training.rlhf.model_files import attempt, causal_config, checked_config
+from training.rlhf.model_files import attempt, causal_config, checked_config, is_encoder, reward_config
 
 _PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|vision_pad|>", "<unk>")
+
+# The heads of encoders' classifiers, and BERT's pooler, which a model without next-sentence prediction lacks.
+_ENCODER_HEADS = ("classifier.", "pre_classifier.", "pooler.", "head.", "bert.pooler.", "albert.pooler.")
 
 
 def load_policy(
@@ -58,16 +62,17 @@ def load_reward_base(
 ) -> PreTrainedModel:
     """A policy's body under a new scalar head drawn by `seed`: where a reward model's training begins.
 
-    A folder that already holds a reward model is loaded with its head.
+    Or an encoder's, which is read at its first token. A folder that already holds a reward model is loaded
+    with its head.
     """
-    causal_config(location)
+    config = reward_config(location)
     torch.manual_seed(seed)
     return _load_whole(
         AutoModelForSequenceClassification,
         location,
         dtype=dtype,
         num_labels=1,
-        may_lack=("score.",),
+        may_lack=_new_parts(config),
         **_quantised(quantisation),
     )
 
@@ -76,20 +81,25 @@ def _quantised(quantisation: BitsAndBytesConfig | None) -> dict[str, Any]:
     return {} if quantisation is None else {"quantization_config": quantisation}
 
 
+def _new_parts(config: PreTrainedConfig) -> tuple[str, ...]:
+    """What a sequence classifier has beside the body, by the beginnings of the names."""
+    return _ENCODER_HEADS if is_encoder(config) else ("score.",)
+
+
 def check_weights(location: str, *, purpose: Literal["policy", "reward_base", "reward_model"]) -> None:
     """Raise ModelRefused where the loader for this purpose would, without reading a number.
 
     On the meta device transformers compares names, shapes and lengths with the headers of the files, through
     the same renaming as in earnest. A hub id passes: its files may not be here yet.
     """
-    causal_config(location)
+    config = causal_config(location) if purpose == "policy" else reward_config(location)
     if not Path(location).is_dir():
         return
     adapters.kind_beside(location)
     if purpose == "policy":
         _load_whole(AutoModelForCausalLM, location, device_map="meta")
     else:
-        may_lack = ("score.",) if purpose == "reward_base" else ()
+        may_lack = _new_parts(config) if purpose == "reward_base" else ()
         kind = AutoModelForSequenceClassification
         _load_whole(kind, location, may_lack=may_lack, num_labels=1, device_map="meta")
 
@@ -217,6 +227,10 @@ def _load_whole(
 
 
 def _take_eos_from(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase, location: str) -> None:
+    """From the config; an encoder's turns stand between its own two special tokens, read at the first."""
+    if tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None:
+        tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
+        return
     declared = config.get("eos_token_id")
     first = declared[0] if isinstance(declared, list) and declared else declared
     token = tokenizer.convert_ids_to_tokens(first) if isinstance(first, int) else None

@@ -20,6 +20,9 @@ transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+# RoBERTa and its kin begin to count after the position of padding (create_position_ids_from_input_ids).
+_COUNTS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert",
+                         "data2vec-text", "mpnet", "longformer")  # fmt: skip
 # A trainer leaves these beside a model; they hold no weights and nothing here reads them.
 _NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state")
 
@@ -79,31 +82,46 @@ def _check_folder(folder: Path) -> None:
 
 def positions(config: PreTrainedConfig) -> int:
     """How many tokens the model can tell apart by their place; a large number where there is no limit."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None) or 1_000_000
+    text = config.get_text_config()
+    places = getattr(text, "max_position_embeddings", None) or 1_000_000
+    return int(places) - (int(text.pad_token_id or 0) + 1 if text.model_type in _COUNTS_AFTER_PADDING else 0)
+
+
+def is_encoder(config: PreTrainedConfig) -> bool:
+    """Does each token see those after it? As a reward model it is read at its first token, not its last."""
+    masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return masked and not config.is_encoder_decoder and not getattr(config, "is_decoder", False)
 
 
 def causal_config(location: str) -> PreTrainedConfig:
     """The config of a model that reads from left to right. Raises ModelRefused for any other.
 
-    An encoder sees the token that it should predict, so it would be trained to copy and could not write; as a
-    reward model it is read at its first token, not where ours are read. transformers gives BERT a causal head
-    all the same, and only warns.
+    An encoder sees the token that it should predict, so it would be trained to copy and could not write.
+    transformers gives BERT a causal head all the same, and only warns.
     """
+    config = reward_config(location)
+    if is_encoder(config):
+        raise _cannot_write("an encoder", config, location)
+    return config
+
+
+def reward_config(location: str) -> PreTrainedConfig:
+    """The config of a model that a reward model can begin from: one that writes, or an encoder."""
     checked_config(location)
     config: PreTrainedConfig = attempt(
         location, lambda: AutoConfig.from_pretrained(location, trust_remote_code=False)
     )
-    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
-        config, "is_decoder", False
-    )
-    if encoder or config.is_encoder_decoder:
-        kind = "an encoder" if encoder and not config.is_encoder_decoder else "an encoder with a decoder"
-        raise ModelRefused(
-            f"This is {kind} ({config.model_type}), not a model that writes from left to right.",
-            location,
-            "Name a causal language model, for example of the families Llama, Qwen, Gemma or GPT-2.",
-        )
+    if config.is_encoder_decoder:
+        raise _cannot_write("an encoder with a decoder", config, location)
     return config
+
+
+def _cannot_write(kind: str, config: PreTrainedConfig, location: str) -> ModelRefused:
+    return ModelRefused(
+        f"This is {kind} ({config.model_type}), not a model that writes from left to right.",
+        location,
+        "Name a causal language model, for example of the families Llama, Qwen, Gemma or GPT-2.",
+    )
 
 
 def attempt(location: str, load: Callable[[], Any]) -> Any:

@@ -10,7 +10,7 @@ from typing import TypedDict
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.rlhf import evaluation
+from training.rlhf import scoring
 from training.rlhf.likelihood import Labelled
 from training.rlhf.model_files import positions
 from training.rlhf.pretraining import blocks
@@ -51,7 +51,7 @@ def perplexity(
             parts += [(number, block) for block in blocks([row], tokenizer, length=limit)]
         else:
             parts += [(number, one) for one in labelled([row], tokenizer) if len(one.ids) <= limit]
-    logps = evaluation.completion_logprobs(
+    logps = scoring.completion_logprobs(
         model,
         [part.ids[: max(part.start, 1)] for _, part in parts],
         [part.ids[max(part.start, 1) :] for _, part in parts],

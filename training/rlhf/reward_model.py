@@ -7,7 +7,8 @@ carry margin, weight and a soft label (a tie is 0.5). Or it is one completion as
 ordered cut points on the same score or by regression (training.rlhf.rating_loss). Where all of that is
 neutral, the losses are TRL's own (tests/training_rlhf/test_reward_model.py).
 
-The score is read at the last token of the same rendering that scores and RL read (training.rlhf.scoring).
+The score is read at the last token of the same rendering that scores and RL read (training.rlhf.scoring); an
+encoder's at its first.
 """
 
 from collections.abc import Sequence
@@ -25,8 +26,10 @@ from trl.trainer.reward_trainer import RewardTrainer
 from training.rlhf import rating_head, rendering, scoring
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Element, Split, read_pairs, read_rankings, without_pairs_of
+from training.rlhf.failures import Refused
 from training.rlhf.fitting import Checkpointed, settings
 from training.rlhf.method_settings import RewardLearning
+from training.rlhf.model_files import is_encoder
 from training.rlhf.preference_loss import comparison_loss, mean_over_elements, share_above
 from training.rlhf.ranking_loss import plackett_luce
 from training.rlhf.rated import Rated, read_rated, scale_of
@@ -35,6 +38,7 @@ from training.rlhf.run_dir import RunDir, RunError
 from training.rlhf.tuning import make_ready, peft_config, prepare, without_dropout
 
 Learnt = Element | Rated  # what a batch counts as one
+ENCODER_TUNING = ("full", "lora", "dora")
 
 
 def tables(run_dir: RunDir, config: RunConfig, split: Split) -> dict[str, list[Any]]:
@@ -245,6 +249,12 @@ def make_trainer(
 ) -> ComparisonTrainer:
     """A trainer over rows of any of the tables. Held-out ratings count where there are some to learn from."""
     training, learning = config.training, config.reward_learning
+    if is_encoder(model.config) and config.tuning.kind not in ENCODER_TUNING:
+        raise Refused(
+            f"An encoder is not trained with tuning of the kind {config.tuning.kind}.",
+            "tuning.kind",
+            f"Choose one of {', '.join(ENCODER_TUNING)}, or a causal language model.",
+        )
     arguments = RewardConfig(
         **settings(training, seed=config.seed, output_dir=run_dir.checkpoints, tuning=config.tuning),
         max_length=None,

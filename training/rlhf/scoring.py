@@ -1,8 +1,8 @@
 """Reward models score conversations; their canaries show when one is not read as it was trained.
 
-A reward model is a sequence classifier with one output, read at the conversation's last token. Where that is
-follows from the rendering, so scores always come from here: a model trained at one token and read at the one
-before it gave a margin of 0.03 instead of 6.8.
+A reward model is a sequence classifier with one output, read at the conversation's last token (an encoder at
+its first, which sees the whole text). Where that is follows from the rendering, so scores always come from
+here: a model trained at one token and read at the one before it gave a margin of 0.03 instead of 6.8.
 """
 
 import json
@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from training.rlhf import rendering, run_dir, virtual_tokens
-from training.rlhf.model_files import positions
+from training.rlhf.model_files import is_encoder, positions
 from training.rlhf.progress import raise_if_stopped
 
 CANARIES = "canaries.json"
@@ -49,11 +49,13 @@ def scores_of_tokens(
 ) -> list[float]:
     """One score for each row of token ids, read at its end. Longest first, to pad little.
 
-    A row over the model's positions loses its oldest tokens, as the score is read at the end.
+    A row over the model's positions loses its oldest tokens, as the score is read at the end; but for an
+    encoder not the very first, where its score is read.
     Raises Cancelled between two batches when a stop was asked for.
     """
     limit = positions(model.config) - virtual_tokens.count(model)
-    rows = [row[-limit:] for row in rows]
+    kept = int(is_encoder(model.config))
+    rows = [row if len(row) <= limit else [*row[:kept], *row[kept - limit :]] for row in rows]
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     scores = [0.0] * len(rows)
     for start in range(0, len(order), batch_size):
@@ -64,6 +66,41 @@ def scores_of_tokens(
         for index, score in zip(batch, logits[:, 0].float().tolist(), strict=True):
             scores[index] = score
     return scores
+
+
+@torch.inference_mode()
+def completion_logprobs(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    batch_size: int = 32,
+    temperature: float = 1.0,
+) -> list[torch.Tensor]:
+    """Log-probability of each token of each completion after its prompt: one tensor [tokens] for each.
+
+    At a temperature, but of the whole distribution: they say nothing of what was drawn with top-p below 1 or
+    greedily. Raises Cancelled between two batches when a stop was asked for.
+    """
+    rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+    found: dict[int, torch.Tensor] = {}
+    for start in range(0, len(order), batch_size):
+        raise_if_stopped()
+        batch = order[start : start + batch_size]
+        ids, mask = padded([rows[index] for index in batch], pad_id=pad_id)
+        ids, mask = ids.to(model.device), mask.to(model.device)
+        # No prompt of the batch is shorter, so logits before it would be wasted: a large vocabulary is wide.
+        first = min(len(prompts[index]) for index in batch)
+        keep = ids.shape[1] - first + 1
+        logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=keep).logits
+        for place, index in enumerate(batch):  # row by row: fp32 of a whole batch may not fit
+            begin, tokens = len(prompts[index]) - first, len(completions[index])
+            row = logits[place, begin : begin + tokens].float() / temperature  # [tokens, vocabulary]
+            chosen = row.gather(1, ids[place, first + begin :][:tokens, None])[:, 0]
+            found[index] = (chosen - row.logsumexp(dim=-1)).cpu()
+    return [found[index] for index in range(len(rows))]
 
 
 def padded(

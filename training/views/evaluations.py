@@ -37,6 +37,13 @@ class PolicyFigures:
     eos_rate_new: float | None  # share of completions that end by themselves
     eos_rate_old: float | None
     length_reward_correlation: float | None
+    win_rate_length_controlled: float | None
+    distinct_2_new: float | None  # distinct pairs of tokens over all of them
+    distinct_2_old: float | None
+    fixed_text_nats_new: float | None  # for a token of a text that no run learns from
+    fixed_text_nats_old: float | None
+    held_out_nats_new: float | None  # for a token of what a run that imitates would have imitated
+    held_out_nats_old: float | None
     kl_note: str = ""  # why there is no KL
 
     @property

@@ -1,0 +1,372 @@
+"""PPO: a policy learns from the rewards of what it writes (1707.06347, for language models 2203.02155).
+
+One step is one rollout with its updates: the policy writes to `ppo.rollout_size` prompts, and `ppo.epochs`
+passes over what it wrote move policy and value model, `training.batch_size` completions on the device at once
+and `gradient_accumulation` of such batches an update. `training.max_steps` counts steps; without it
+`training.epochs` are passes over the prompts. The learning rate follows its schedule update by update.
+
+The run stops itself where PPO is known to collapse (trl #351, LLaMA-Factory #3902): KL too high, entropy or
+EOS rate too low, or no numbers any more. A checkpoint whose policy the next rollout finds so is removed.
+"""
+
+import gc
+import json
+import math
+import time
+from typing import Any, NoReturn
+
+import torch
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from training.rlhf import (
+    checkpoints,
+    fitting,
+    held_out,
+    loading,
+    policy_gradient,
+    ppo_models,
+    ppo_state,
+    rendering,
+    rollout,
+    sampling,
+)
+from training.rlhf.config import RunConfig
+from training.rlhf.door import Message
+from training.rlhf.failures import Collapsed, Refused
+from training.rlhf.model_files import causal_config, positions
+from training.rlhf.ppo_models import Models, batch_of, read_tokens, read_values
+from training.rlhf.ppo_state import State
+from training.rlhf.progress import Cancelled, finishing_before_stop, report, stop_requested
+from training.rlhf.reward_interface import Rewards
+from training.rlhf.rollout import Rollout
+from training.rlhf.run_dir import ProgressWriter, RunDir
+from training.rlhf.single_rows import read_prompts
+
+_NOTED = ("loss/policy", "loss/value", "policy/approxkl", "policy/clipfrac", "grad_norm")
+_FIRST_DRAW = 1000  # numbers of seeds below are the evaluation's
+
+
+def train(
+    run_dir: RunDir, config: RunConfig, progress: ProgressWriter, *, rewards: Rewards | None = None
+) -> dict[str, Any]:
+    """Train, and leave model/. Goes on from the last checkpoint. Returns what result.json says about it.
+
+    Without `rewards` they are those of the recipe. Raises Cancelled, once all is saved, when told to stop,
+    and Collapsed where going on is of no use.
+    """
+    tokenizer = loading.load_tokenizer(config.model)
+    progress.write("Reading the prompts")
+    prompts, rows = usable_prompts(run_dir, config, tokenizer, causal_config(config.model))
+    progress.write(f"{len(prompts)} prompts to write to, {rows['train']['dropped']} left out")
+    progress.write("Loading the models")
+    if rewards is None:
+        from training.rlhf.rewards import load_rewards
+
+        rewards = load_rewards(config)
+    value_from = getattr(rewards, "value_model_folder", lambda: None)()
+    models = ppo_models.load(config, tokenizer, value_from=value_from)
+    loop = Loop(
+        run_dir, config, progress, models=models, tokenizer=tokenizer, prompts=prompts, rewards=rewards
+    )
+    started = time.monotonic()
+    with finishing_before_stop():
+        loop.run()
+    seconds = time.monotonic() - started
+    report(progress, {"train_seconds": seconds}, message="Saving the model")
+    fitting.save_model(models.to_save(), tokenizer, run_dir=run_dir, config=config)
+    del models, loop
+    gc.collect()
+    torch.cuda.empty_cache()
+    return {
+        "rows": rows,
+        "steps": progress.total_steps,
+        "lineage": json.loads((run_dir.model / "lineage.json").read_text(encoding="utf-8")),
+        "train_seconds": round(seconds, 2),
+        "held_out": {},
+    }
+
+
+def usable_prompts(
+    run_dir: RunDir, config: RunConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig
+) -> tuple[list[list[Message]], dict[str, dict[str, int]]]:
+    """Training prompts that leave room for a completion, and how many of each split are kept and dropped.
+
+    What the chat template refuses is dropped as well. Raises Refused when none is left.
+    """
+    path = run_dir.data / "prompts.train.jsonl"
+    limit = min(config.training.max_length, positions(model_config)) - config.sampling.max_new_tokens
+    found = [row.prompt for row in read_prompts(path)]
+    kept = [prompt for prompt in found if _length(tokenizer, prompt) <= limit]
+    if not kept:
+        raise Refused(
+            f"No prompt is left to write to; {len(found)} are longer than {limit} tokens or do not suit the "
+            "chat template." if found else "There is no prompt to write to.",
+            str(path),
+            "Raise max_length or lower max_new_tokens, or freeze a dataset that holds prompts.",
+        )  # fmt: skip
+    test = held_out.read(run_dir, config, tokenizer, model_config)
+    return kept, {
+        "train": {"kept": len(kept), "dropped": len(found) - len(kept)},
+        "test": {"kept": len(test.prompts), "dropped": test.dropped},
+    }
+
+
+def _length(tokenizer: PreTrainedTokenizerBase, prompt: list[Message]) -> float:
+    try:
+        return len(rendering.prompt_ids(tokenizer, prompt))
+    except rendering.RenderError:
+        return math.inf
+
+
+class Loop:
+    """Steps from where the run stands to its end."""
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        config: RunConfig,
+        progress: ProgressWriter,
+        *,
+        models: Models,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: list[list[Message]],
+        rewards: Rewards,
+    ) -> None:
+        self.run_dir, self.config, self.progress = run_dir, config, progress
+        self.models, self.tokenizer, self.prompts, self.rewards = models, tokenizer, prompts, rewards
+        training, size = config.training, config.ppo.rollout_size
+        self.steps = training.max_steps
+        if self.steps == -1:
+            self.steps = math.ceil(training.epochs * len(prompts) / size)
+        self.chunk = training.batch_size * training.gradient_accumulation  # completions of an update
+        self.updates = config.ppo.epochs * math.ceil(size / self.chunk)  # of a step
+        weights = models.trained.values()
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": [one for one in weights if one.ndim >= 2], "weight_decay": training.weight_decay},
+                {"params": [one for one in weights if one.ndim < 2], "weight_decay": 0.0},
+            ],
+            lr=training.learning_rate,
+            fused=True,
+        )
+        ppo_state.put_back(run_dir)
+        last = run_dir.last_checkpoint()
+        self.state = State(kl_coefficient=config.ppo.kl_coefficient)
+        if last is not None:
+            self.state = ppo_state.load(last, trained=models.trained, optimizer=self.optimizer)
+        self.saved = time.monotonic()
+
+    def run(self) -> None:
+        self.progress.step, self.progress.total_steps = self.state.step, self.steps
+        self.progress.write(f"Training from step {self.state.step}" if self.state.step else "Training")
+        while self.state.step < self.steps:
+            self.take_step()
+        if not all(bool(weight.isfinite().all()) for weight in self.models.trained.values()):
+            raise self.collapse("its weights are no numbers any more", is_policy=True)
+
+    def take_step(self) -> None:
+        """Draw a rollout unless one is in hand, make its updates, and tell how it went."""
+        state, started = self.state, time.monotonic()
+        if state.rollout is None:
+            try:
+                state.rollout, state.scale = self.draw()
+            except Cancelled:
+                self.stop()
+            self.check_health(state.rollout)
+        drawn = time.monotonic()
+        self.models.recompute(True)
+        while len(state.notes) < self.updates:
+            if stop_requested():
+                self.stop()
+            state.notes.append(self.update(state.rollout, number=len(state.notes)))
+        figures = self.figures(state.rollout)
+        figures["time/generation_share"] = (drawn - started) / max(time.monotonic() - started, 1e-9)
+        state.kl_coefficient = policy_gradient.next_kl_coefficient(
+            state.kl_coefficient,
+            kl=state.rollout.figures["kl"],
+            target=self.config.ppo.kl_target,
+            horizon=self.config.ppo.kl_horizon,
+            completions=self.config.ppo.rollout_size,
+        )
+        state.step, state.rollout, state.notes = state.step + 1, None, []
+        self.progress.step = state.step
+        report(self.progress, figures)
+        is_due = state.step % self.config.training.save_every == 0 or state.step == self.steps
+        if is_due or time.monotonic() - self.saved > fitting.SAVE_SECONDS:
+            self.save()
+        if stop_requested() and state.step < self.steps:
+            self.stop()
+
+    def figures(self, drawn: Rollout) -> dict[str, float]:
+        """What is told of a step: its rollout, and the mean over its updates."""
+        columns = zip(*self.state.notes, strict=True)
+        means = {name: sum(column) / len(column) for name, column in zip(_NOTED, columns, strict=True)}
+        return drawn.figures | means | {"lr": self.rate(self.updates - 1)}
+
+    def draw(self) -> tuple[Rollout, policy_gradient.RunningScale]:
+        """Completions for this step's prompts, scored and read."""
+        step, config = self.state.step, self.config
+        self.models.recompute(False)
+        asked = [self.prompts[index] for index in self.prompt_order(step)]
+        samples = rollout.draw(
+            self.models,
+            self.tokenizer,
+            asked,
+            config=config,
+            seed=sampling.policy_seed(config.seed, _FIRST_DRAW + step),
+        )
+        rewards = self.rewards.score(asked, samples)
+        readings = rollout.read(self.models, samples, config=config, pad_id=int(self.tokenizer.pad_token_id))
+        return rollout.assemble(
+            samples,
+            readings,
+            rewards,
+            settings=config.ppo,
+            kl_coefficient=self.state.kl_coefficient,
+            scale=self.state.scale,
+        )
+
+    def prompt_order(self, step: int) -> list[int]:
+        """Numbers of a step's prompts: each epoch is a shuffle of all of them, cut into rollouts."""
+        size, count = self.config.ppo.rollout_size, len(self.prompts)
+        found: list[int] = []
+        while len(found) < size:
+            epoch, place = divmod(step * size + len(found), count)
+            found += self.shuffle(count, epoch)[place:]
+        return found[:size]
+
+    def shuffle(self, count: int, *numbers: int) -> list[int]:
+        """The same for the same seed and numbers, in any process."""
+        seed = self.config.seed
+        for number in numbers:
+            seed = (seed * 1_000_003 + number + 1) % 2**63
+        found: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+        return found
+
+    def update(self, drawn: Rollout, *, number: int) -> list[float]:
+        """One update of the optimiser over its share of the rollout. Returns the figures of _NOTED."""
+        rows = self.rows_of(drawn, number)
+        tokens = float(drawn.mask[rows].sum())
+        noted = torch.zeros(len(_NOTED) - 1, device=self.models.policy.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        size = self.config.training.batch_size
+        for start in range(0, len(rows), size):
+            noted += self.backward(drawn, rows[start : start + size], tokens=tokens)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.models.trained.values(), self.config.training.max_grad_norm
+        )
+        figures: list[float] = torch.cat([noted, norm[None]]).tolist()
+        if not all(map(math.isfinite, figures)):
+            raise self.collapse("its loss or gradient is no number any more", is_policy=False)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(number)
+        self.optimizer.step()
+        return figures
+
+    def rows_of(self, drawn: Rollout, number: int) -> list[int]:
+        """Which completions an update reads: another order each epoch; those of like length share a batch."""
+        epoch, place = divmod(number, self.updates // self.config.ppo.epochs)
+        order = self.shuffle(len(drawn.completions), self.state.step, epoch)
+
+        def length(index: int) -> int:
+            return len(drawn.prompts[index]) + len(drawn.completions[index])
+
+        if not self.config.training.group_by_length:
+            return sorted(order[place * self.chunk :][: self.chunk], key=length)
+        order.sort(key=length)
+        chunks = [order[start : start + self.chunk] for start in range(0, len(order), self.chunk)]
+        return chunks[self.shuffle(len(chunks), self.state.step, epoch)[place]]
+
+    def backward(self, drawn: Rollout, rows: list[int], *, tokens: float) -> torch.Tensor:
+        """Add the gradients of a batch; its share of the first figures of _NOTED.
+
+        The losses meet in no weight, so that one graph after the other is in memory.
+        """
+        settings, device = self.config.ppo, self.models.policy.device
+        batch = batch_of(
+            [drawn.prompts[row] for row in rows],
+            [drawn.completions[row] for row in rows],
+            pad_id=int(self.tokenizer.pad_token_id),
+            device=device,
+        )
+        width = batch.mask.shape[1]
+        known = {
+            name: getattr(drawn, name)[rows, :width].to(device)
+            for name in ("logps", "values", "advantages", "returns")
+        }
+        with self.models.role("policy") as model:
+            found = read_tokens(
+                model,
+                batch,
+                temperature=self.config.sampling.temperature,
+                entropy=settings.entropy_weight > 0,
+            )
+            policy = policy_gradient.clipped_policy_loss(
+                found.logps,
+                old_logps=known["logps"],
+                advantages=known["advantages"],
+                mask=batch.mask,
+                clip=settings.clip,
+                tokens=tokens,
+            )
+            loss = policy.loss
+            if found.entropies is not None:
+                loss = loss - settings.entropy_weight * found.entropies.sum() / tokens
+            torch.autograd.backward(loss)
+        with self.models.role("value") as body:
+            value = policy_gradient.clipped_value_loss(
+                read_values(body, self.models.head, batch),
+                old_values=known["values"],
+                returns=known["returns"],
+                mask=batch.mask,
+                clip=settings.value_clip,
+                tokens=tokens,
+            )
+            torch.autograd.backward(settings.value_weight * value)
+        return torch.stack([policy.loss, value, policy.approx_kl, policy.clip_fraction]).detach()
+
+    def rate(self, number: int) -> float:
+        return policy_gradient.learning_rate(
+            self.state.step * self.updates + number,
+            updates=self.steps * self.updates,
+            peak=self.config.training.learning_rate,
+            warmup_ratio=self.config.training.warmup_ratio,
+            schedule=self.config.training.schedule,
+        )
+
+    def check_health(self, drawn: Rollout) -> None:
+        settings, figures = self.config.ppo, drawn.figures
+        for name, value in figures.items():
+            if not math.isfinite(value):
+                raise self.collapse(f"{name} is no number any more", is_policy=True)
+        for is_over, words in (
+            (figures["kl"] > settings.most_kl,
+             f"its KL is {figures['kl']:.1f} nats a completion, above most_kl ({settings.most_kl:g})"),
+            (figures["entropy"] < settings.least_entropy,
+             f"its entropy is {figures['entropy']:.4f} nats a token, below least_entropy "
+             f"({settings.least_entropy:g})"),
+            (figures["eos_rate"] < settings.least_eos_rate,
+             f"{figures['eos_rate']:.0%} of its completions end by themselves, below least_eos_rate "
+             f"({settings.least_eos_rate:.0%})"),
+        ):  # fmt: skip
+            if is_over:
+                report(self.progress, figures)
+                raise self.collapse(words, is_policy=True)
+
+    def collapse(self, reason: str, *, is_policy: bool) -> Collapsed:
+        """The error to raise. `is_policy`: the weights as this step found them are of no use."""
+        if is_policy:
+            ppo_state.forget(self.run_dir, self.state.step)
+        return Collapsed(step=self.state.step, reason=reason, kept=self.run_dir.last_checkpoint())
+
+    def save(self) -> None:
+        ppo_state.save(self.run_dir, self.state, trained=self.models.trained, optimizer=self.optimizer)
+        self.saved = time.monotonic()
+
+    def stop(self) -> NoReturn:
+        """Save where the run stands, and leave."""
+        last, state = self.run_dir.last_checkpoint(), self.state
+        if state.rollout is not None or last is None or checkpoints.step_of(last) < state.step:
+            self.save()
+        self.progress.write(f"Stopped at step {state.step}; the checkpoint is saved")
+        raise Cancelled
