@@ -126,8 +126,10 @@ def recipe_of(policy: Path, method: Method, kind: str) -> dict[str, Any]:
     }  # fmt: skip
     if method.is_online:
         recipe["rewards"] = [{"name": "length", "kind": "length", "options": {"target": 4}}]
-        names = {"ppo": {"rollout_size": 4}, "rejection_sampling": {"completions_per_prompt": 2}}
-        recipe[method.name] = names.get(method.name, {"completions_per_prompt": 2})
+        own = {"ppo": {"rollout_size": 4}, "rejection_sampling": {"completions_per_prompt": 16}}
+        recipe[method.name] = own.get(method.name, {"completions_per_prompt": 2})
+    if method.name == "rejection_sampling":  # it imitates what ended, and the tiny policy seldom does
+        recipe["sampling"] = {"max_new_tokens": 64, "batch_size": 64}
     if method.needs_teacher:
         recipe["distillation"] = {"system_prompt": "Be kind."}
     return recipe

@@ -294,7 +294,7 @@ def test_a_pair_of_thresholds_that_cross_is_refused_beside_its_field(
 @pytest.mark.parametrize(
     ("method", "changes", "said"),
     [
-        ("ppo", {"kind": "qlora"}, "Tuning is “QLoRA: LoRA on a base of 4 bits” with ppo: PPO trains"),
+        ("ppo", {"kind": "prompt"}, "Tuning is “Prompt tuning” with ppo: PPO reads"),
         ("sft", {"kind": "prefix", "gradient_checkpointing": "on"}, "turn gradient checkpointing off"),
         ("dpo", {"kind": "freeze", "frozen_layers": 0}, "Frozen layers is 0: from 1"),
     ],

@@ -61,9 +61,9 @@ def test_every_kind_of_tuning_goes_with_reward_models_and_dpo(kind: Any) -> None
 
 
 def test_a_pair_that_does_not_work_is_refused_with_its_reason() -> None:
-    rewards = [{"name": "length", "kind": "length"}]
-    recipe = {"method": "ppo", "model": "here", "rewards": rewards, "tuning": {"kind": "ia3"}}
-    with pytest.raises(ConfigError, match=r"tuning\.kind is 'ia3' with ppo: .* value model"):
+    rewards = [{"name": "length", "kind": "length", "options": {"target": 4}}]
+    recipe = {"method": "ppo", "model": "here", "rewards": rewards, "tuning": {"kind": "prompt"}}
+    with pytest.raises(ConfigError, match=r"tuning\.kind is 'prompt' with ppo: .* value model"):
         RunConfig.from_json(recipe)
     assert RunConfig.from_json(recipe | {"tuning": {"kind": "lora"}}).tuning.kind == "lora"
     sampling = {"method": "sample", "policies": {"one": "here"}, "tuning": {"kind": "prefix"}}

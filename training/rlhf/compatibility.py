@@ -6,7 +6,7 @@ pairs work is what `make matrix` shows, by running each pair; its table is docs/
 
 from training.rlhf.method_settings import ConfigError
 from training.rlhf.methods import METHODS
-from training.rlhf.tuning_settings import KINDS, PREFIXES
+from training.rlhf.tuning_settings import KINDS, PREFIXES, VIRTUAL_TOKENS
 
 
 def why_not(method: str, kind: str, *, gradient_checkpointing: bool = False) -> str:
@@ -24,10 +24,10 @@ def why_not(method: str, kind: str, *, gradient_checkpointing: bool = False) -> 
             f"{KINDS[kind]} hands its keys and values to each layer as a cache, which gradient checkpointing "
             "throws away: turn gradient checkpointing off."
         )
-    if method == "ppo" and kind not in ("full", "lora"):
+    if method == "ppo" and kind in VIRTUAL_TOKENS:
         return (
-            "PPO trains a policy and a value model at once, and was built for all weights and LoRA: "
-            "choose one of these, or RLOO, which needs no value model."
+            "PPO reads its policy, reference and values at the same places of one text, and virtual tokens "
+            "would move them: choose LoRA, or RLOO, which needs no value model."
         )
     return ""
 

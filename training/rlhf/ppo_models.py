@@ -1,8 +1,9 @@
 """What PPO reads completions with: the policy, its frozen reference, and the value model.
 
-All weights (tuning `full`): three models. The value model is a reward model's body and head where the recipe
-has one (2203.02155, appendix C.4), else the policy's body under a head of zeros. Adapters (`lora`): one copy
-of the base weights with an adapter for the policy and one for the values; without either it is the reference.
+Weights of the policy itself (`full`, `head`, `freeze`, `bottleneck`): three models. The value model is a
+reward model's body and head where the recipe has one (2203.02155, appendix C.4), else the policy's body under
+a head of zeros; all of it is trained. Adapters (LoRA, DoRA, QLoRA, IA3): one copy of the base weights with an
+adapter for the policy and one for the values; without either it is the reference.
 The value adapter begins fresh under a head of zeros, also where there is a reward model: its body is another
 model's, and a second copy is what adapters are there to save.
 
@@ -23,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from training.rlhf import loading, policy_gradient, scoring
 from training.rlhf.config import RunConfig
-from training.rlhf.tuning import loaded_dtype, peft_config, without_dropout
+from training.rlhf.tuning import loaded_dtype, peft_config, prepare, quantisation, without_dropout
 
 Role = Literal["policy", "reference", "value"]
 _ADAPTERS = {"policy": "default", "value": "value"}  # PEFT stores "default" without a folder of its own
@@ -83,9 +84,11 @@ class Models:
 
 def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, value_from: str | None) -> Models:
     """Models of a recipe, on their device. `value_from` is a reward model's folder."""
-    policy = loading.load_policy(config.model, dtype=loaded_dtype(config))
+    policy = loading.load_policy(config.model, dtype=loaded_dtype(config), quantisation=quantisation(config))
     loading.fit(policy, tokenizer, where=config.model)
-    models = (_adapters if config.tuning.kind == "lora" else _whole)(policy, config, tokenizer, value_from)
+    models = (_adapters if peft_config(config, task="CAUSAL_LM") else _whole)(
+        policy, config, tokenizer, value_from
+    )
     for module in (models.policy, models.body):
         without_dropout(module)
         for part in module.modules():
@@ -109,12 +112,13 @@ def _whole(
     if not reads_the_same:
         nn.init.zeros_(value.score.weight)
     reference = copy.deepcopy(policy).requires_grad_(False)
+    prepare(policy, config)  # the value model is trained whole in any case
     if config.training.bf16:
         _as_autocast_reads(reference)
     body = getattr(value, value.base_model_prefix)
     for model in (policy, reference, value):
         loading.use_device(model)
-    trained = {f"policy.{name}": weight for name, weight in policy.named_parameters()}
+    trained = {f"policy.{name}": one for name, one in policy.named_parameters() if one.requires_grad}
     trained |= {f"value.{name}": weight for name, weight in body.named_parameters()}
     trained |= {f"head.{name}": weight for name, weight in value.score.named_parameters()}
     return Models(policy, reference, body, value.score, trained, bf16=bool(config.training.bf16))
@@ -135,7 +139,7 @@ def _adapters(
         f"{role}.{name}": weight
         for role, adapter in _ADAPTERS.items()
         for name, weight in policy.named_parameters()
-        if f".{adapter}." in name
+        if f".{adapter}." in f"{name}."  # those of IA3 end so
     }
     for weight in trained.values():
         weight.data = weight.data.float()
