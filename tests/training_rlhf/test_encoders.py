@@ -13,7 +13,7 @@ import transformers  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors  # noqa: E402
 
 from tests.training_rlhf.conftest import pair_row, write_run  # noqa: E402
-from training.rlhf import loading, recipe, rendering, scoring  # noqa: E402
+from training.rlhf import loading, preflight, recipe, rendering, scoring  # noqa: E402
 from training.rlhf.config import RunConfig  # noqa: E402
 from training.rlhf.failures import Refused  # noqa: E402
 from training.rlhf.model_files import is_encoder, positions  # noqa: E402
@@ -72,7 +72,10 @@ def test_an_encoder_learns_which_of_two_is_better(kind: str, tuning: str, tmp_pa
         tmp_path / "run", model=encoder, method="reward_model", ratings=20,
         tuning={"kind": tuning, "lora_rank": 4}, training=training,
     )  # fmt: skip
-    recipe.train(run_dir, RunConfig.load(run_dir.config), ProgressWriter(run_dir))
+    config = RunConfig.load(run_dir.config)
+    report = preflight.check(run_dir, config)
+    assert report["ok"], report["errors"]
+    recipe.train(run_dir, config, ProgressWriter(run_dir))
     assert right(run_dir.model) > 0.9
 
 

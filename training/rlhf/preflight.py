@@ -28,7 +28,7 @@ from training.rlhf.data import Element, Row
 from training.rlhf.door import Message
 from training.rlhf.held_out import HeldOut
 from training.rlhf.methods import METHODS
-from training.rlhf.model_files import causal_config, positions
+from training.rlhf.model_files import causal_config, positions, reward_config
 from training.rlhf.progress import Cancelled
 from training.rlhf.run_dir import EXIT_REFUSED, Preflight, RunDir, RunError
 
@@ -49,9 +49,9 @@ def check(run_dir: RunDir, config: RunConfig) -> Preflight:
 def _check(run_dir: RunDir, config: RunConfig) -> Preflight:
     adapters.refuse_as_start(config.model)
     tokenizer = loading.load_tokenizer(config.model)
-    model_config = causal_config(config.model)
-    errors = _vocabulary_errors(tokenizer, model_config, where=config.model)
     makes_policy = METHODS[config.method].makes == "policy"
+    model_config = (causal_config if makes_policy else reward_config)(config.model)
+    errors = _vocabulary_errors(tokenizer, model_config, where=config.model)
     if not errors:
         loading.check_weights(config.model, purpose="policy" if makes_policy else "reward_base")
     if makes_policy and config.reward_model:
