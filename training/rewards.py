@@ -28,6 +28,13 @@ def reward_from(model: Artifact, *, name: str = "", weight: float = 1.0) -> dict
     }
 
 
+def watched(rewards: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rewards of a run in the starter's world, and what its people want, at weight 0: only shown."""
+    if not rewards or any(reward.get("kind") == "hidden_preference" for reward in rewards):
+        return list(rewards)
+    return [*rewards, {"name": "hidden preference", "kind": "hidden_preference", "weight": 0.0}]
+
+
 def why_not_permitted(project: Project, rewards: Sequence[dict[str, Any]]) -> str:
     """Why these entries of a checked recipe may not be used here; empty when they may. A query or two."""
     if len(rewards) > MOST:

@@ -18,10 +18,13 @@ from django.db.models.functions import Now
 from labeling import rounds
 from labeling.models import Policy, PreferenceDataset, Project, Round
 from training.models import Artifact, Run, Worker
+from training.policies import comes_from_starter
 from training.recipe_checks import UNFIT as UNFIT
 from training.recipe_checks import RunRefused as RunRefused
 from training.recipe_checks import check_parts, check_rewards, check_teacher, checked_recipe
 from training.recipes import default_settings, merged
+from training.rewards import watched
+from training.rlhf.methods import METHODS
 
 State = Run.State
 
@@ -50,6 +53,8 @@ def create_run(
         "model": policy.location,
         "reward_model": reward_model.folder if reward_model else "",
     }
+    if METHODS.get(method) and METHODS[method].is_online and comes_from_starter(policy):
+        chosen["rewards"] = watched(chosen.get("rewards") or [])
     recipe = checked_recipe(chosen)
     check_teacher(project, recipe)
     check_rewards(project, recipe)

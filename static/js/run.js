@@ -32,6 +32,10 @@
     }
 
     take(step, values) {
+      if (this.spec.across === "root_kl") {
+        if (typeof values.kl !== "number") return;
+        step = Math.sqrt(Math.max(values.kl, 0));
+      }
       this.names.forEach((name, index) => {
         const metric = this.spec.lines[name].find((key) => typeof values[key] === "number");
         if (metric === undefined) return;
@@ -125,6 +129,7 @@
         font: `12px ${ink.fontFamily}`,
       };
       const colours = this.names.map((_, index) => colour(this.figure, `series-${index + 1}`));
+      const dots = this.spec.across !== "";
       const bold = `600 ${12 * devicePixelRatio}px ${ink.fontFamily}`;
       return {
         ...this.size(),
@@ -132,7 +137,7 @@
         cursor: { y: false, drag: { x: false, y: false } },
         scales: { x: { time: false }, ...(this.spec.share ? { y: { range: [0, 1] } } : {}) },
         axes: [
-          { ...axis, label: "step", labelFont: axis.font, labelSize: 18, labelGap: 0, space: 60, size: 24, values: (_, steps) => steps.map((s) => (Number.isInteger(s) ? `${s}` : "")) },
+          { ...axis, label: dots ? "√KL" : "step", labelFont: axis.font, labelSize: 18, labelGap: 0, space: 60, size: 24, values: (_, marks) => marks.map((mark) => (dots ? short(mark) : Number.isInteger(mark) ? `${mark}` : "")) },
           { ...axis, size: room, values: (_, values) => values.map(short) },
         ],
         series: [
@@ -141,12 +146,13 @@
             stroke: colours[index],
             width: index ? 2 : 1.75,
             spanGaps: true,
-            points: { show: false },
+            ...(dots ? { paths: () => null } : {}),
+            points: { show: dots, size: 7, fill: colours[index], width: 0 },
           })),
         ],
         padding: [8, 10, 0, 0],
         hooks: {
-          draw: [(plot) => colours.slice(1).forEach((fill, at) => this.mark(plot, at + 1, fill, bold))],
+          draw: dots ? [] : [(plot) => colours.slice(1).forEach((fill, at) => this.mark(plot, at + 1, fill, bold))],
         },
       };
     }

@@ -9,6 +9,7 @@ from django.urls import reverse
 
 from labeling import datasets
 from labeling.models import Policy, PreferenceDataset, Project
+from labeling.policies import starter_folder
 from tests import factories
 from tests.labeling.judged import compared_round, make_prompt, make_round, make_task, say
 from tests.training.run_pages import manager
@@ -424,3 +425,27 @@ def test_without_teacher_and_system_prompt_the_form_says_what_is_missing(
     answer = post(manager, project, "distillation", system_prompt="")
     assert answer.status_code == 422
     assert "at least one of them" in answer.content.decode()
+
+
+# ---- what is only watched
+
+
+def test_in_the_starters_world_its_hidden_preference_is_watched(
+    manager: Client, project: Project, judged: PreferenceDataset
+) -> None:
+    starter = project.policies.get(name="starter")
+    starter.location = str(starter_folder())
+    starter.save()
+    rule = {"name": "length", "kind": "length", "weight": 1.0, "options": {"target": 60}}
+    run = create_run(
+        project=project, method="ppo", dataset=judged, policy=starter, config={"rewards": [rule]}
+    )
+    seen = [(reward["kind"], reward["weight"]) for reward in run.config["rewards"]]
+    assert seen == [("length", 1.0), ("hidden_preference", 0.0)]
+    against = next(curve for curve in curves_of(run) if curve["across"] == "root_kl")
+    assert list(against["lines"]) == ["reward", "length", "hidden preference"]
+    assert "Reward against distance" in manager.get(run.get_absolute_url()).content.decode()
+    again = create_run(project=project, method="ppo", dataset=judged, policy=starter, config=run.config)
+    assert again.config["rewards"] == run.config["rewards"]
+    dpo = create_run(project=project, method="dpo", dataset=judged, policy=starter)
+    assert not dpo.config["rewards"]

@@ -22,6 +22,7 @@ class Curve:
     meaning: str
     lines: dict[str, tuple[str, ...]] = field(default_factory=dict)
     share: bool = False  # of 0 to 1
+    across: str = ""  # what stands below: "root_kl", else the step
 
 
 LOSS = Curve(
@@ -190,7 +191,23 @@ def curves_of(run: Run) -> list[dict[str, Any]]:
     names = [reward["name"] for reward in run.config.get("rewards") or []]
     if METHODS[run.method].is_online and len(names) > 1:
         curves.insert(1, _one_by_one(names))
+    if METHODS[run.method].is_online and KL in curves:
+        curves.append(_against_distance(names))
     return [asdict(curve) for curve in curves]
+
+
+def _against_distance(names: Iterable[str]) -> Curve:
+    return Curve(
+        title="Reward against distance",
+        meaning="Each dot is a step: what completions earn, by how far the policy has moved from its start "
+        "(the square root of the KL; 2210.10760). Where a reward that is only watched falls while the one "
+        "that is learnt from still rises, the latter is being tricked: an earlier policy was better.",
+        lines={
+            "reward": ("reward/mean", "reward"),
+            **{name: (f"rewards/{name}/mean",) for name in list(names)[: MOST_LINES - 1] if name != "reward"},
+        },
+        across="root_kl",
+    )
 
 
 def _one_by_one(names: Iterable[str]) -> Curve:
