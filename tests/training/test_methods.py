@@ -443,7 +443,7 @@ def test_in_the_starters_world_its_hidden_preference_is_watched(
     seen = [(reward["kind"], reward["weight"]) for reward in run.config["rewards"]]
     assert seen == [("length", 1.0), ("hidden_preference", 0.0)]
     against = next(curve for curve in curves_of(run) if curve["across"] == "root_kl")
-    assert list(against["lines"]) == ["reward", "length", "hidden preference"]
+    assert list(against["lines"]) == ["reward", "hidden preference"]
     assert "Reward against distance" in manager.get(run.get_absolute_url()).content.decode()
     again = create_run(project=project, method="ppo", dataset=judged, policy=starter, config=run.config)
     assert again.config["rewards"] == run.config["rewards"]

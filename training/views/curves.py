@@ -192,11 +192,12 @@ def curves_of(run: Run) -> list[dict[str, Any]]:
     if METHODS[run.method].is_online and len(names) > 1:
         curves.insert(1, _one_by_one(names))
     if METHODS[run.method].is_online and KL in curves:
-        curves.append(_against_distance(names))
+        watched = [reward["name"] for reward in run.config.get("rewards") or [] if not reward["weight"]]
+        curves.append(_against_distance(watched))
     return [asdict(curve) for curve in curves]
 
 
-def _against_distance(names: Iterable[str]) -> Curve:
+def _against_distance(watched: Iterable[str]) -> Curve:
     return Curve(
         title="Reward against distance",
         meaning="Each dot is a step: what completions earn, by how far the policy has moved from its start "
@@ -204,7 +205,7 @@ def _against_distance(names: Iterable[str]) -> Curve:
         "that is learnt from still rises, the latter is being tricked: an earlier policy was better.",
         lines={
             "reward": ("reward/mean", "reward"),
-            **{name: (f"rewards/{name}/mean",) for name in list(names)[: MOST_LINES - 1] if name != "reward"},
+            **{name: (f"rewards/{name}/mean",) for name in list(watched)[: MOST_LINES - 1]},
         },
         across="root_kl",
     )
