@@ -16,32 +16,30 @@ import time
 from typing import Any, NoReturn
 
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from training.rlhf import (
     checkpoints,
     fitting,
-    held_out,
     loading,
+    online_prompts,
     policy_gradient,
     ppo_models,
     ppo_state,
-    rendering,
     rollout,
     sampling,
 )
 from training.rlhf.config import RunConfig
 from training.rlhf.door import Message
-from training.rlhf.failures import Collapsed, Refused
+from training.rlhf.failures import Collapsed
 from training.rlhf.method_settings import ConfigError
-from training.rlhf.model_files import causal_config, positions
+from training.rlhf.model_files import causal_config
 from training.rlhf.ppo_models import Models, batch_of, read_tokens, read_values
 from training.rlhf.ppo_state import State
 from training.rlhf.progress import Cancelled, finishing_before_stop, report, stop_requested
 from training.rlhf.reward_interface import Rewards
 from training.rlhf.rollout import Rollout
 from training.rlhf.run_dir import ProgressWriter, RunDir
-from training.rlhf.single_rows import read_prompts
 
 _NOTED = ("loss/policy", "loss/value", "policy/approxkl", "policy/clipfrac", "grad_norm")
 _FIRST_DRAW = 1000  # numbers of seeds below are the evaluation's
@@ -58,7 +56,7 @@ def train(
     check(config)
     tokenizer = loading.load_tokenizer(config.model)
     progress.write("Reading the prompts")
-    prompts, rows = usable_prompts(run_dir, config, tokenizer, causal_config(config.model))
+    prompts, rows = online_prompts.usable(run_dir, config, tokenizer, causal_config(config.model))
     progress.write(f"{len(prompts)} prompts to write to, {rows['train']['dropped']} left out")
     progress.write("Loading the models")
     if rewards is None:
@@ -95,38 +93,6 @@ def check(config: RunConfig) -> None:
         raise ConfigError(f"sampling: {found}: PPO learns from the policy's own distribution: 1, and above 0")
     if config.tuning.kind not in ("full", "lora"):
         raise ConfigError(f"tuning.kind is {config.tuning.kind!r}: PPO knows full and lora")
-
-
-def usable_prompts(
-    run_dir: RunDir, config: RunConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig
-) -> tuple[list[list[Message]], dict[str, dict[str, int]]]:
-    """Training prompts that leave room for a completion, and how many of each split are kept and dropped.
-
-    What the chat template refuses is dropped as well. Raises Refused when none is left.
-    """
-    path = run_dir.data / "prompts.train.jsonl"
-    limit = min(config.training.max_length, positions(model_config)) - config.sampling.max_new_tokens
-    found = [row.prompt for row in read_prompts(path)]
-    kept = [prompt for prompt in found if _length(tokenizer, prompt) <= limit]
-    if not kept:
-        raise Refused(
-            f"No prompt is left to write to; {len(found)} are longer than {limit} tokens or do not suit the "
-            "chat template." if found else "There is no prompt to write to.",
-            str(path),
-            "Raise max_length or lower max_new_tokens, or freeze a dataset that holds prompts.",
-        )  # fmt: skip
-    test = held_out.read(run_dir, config, tokenizer, model_config)
-    return kept, {
-        "train": {"kept": len(kept), "dropped": len(found) - len(kept)},
-        "test": {"kept": len(test.prompts), "dropped": test.dropped},
-    }
-
-
-def _length(tokenizer: PreTrainedTokenizerBase, prompt: list[Message]) -> float:
-    try:
-        return len(rendering.prompt_ids(tokenizer, prompt))
-    except rendering.RenderError:
-        return math.inf
 
 
 class Loop:
