@@ -95,9 +95,7 @@ def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, value_from: s
         module.eval()
         if config.training.gradient_checkpointing:
             models.recomputes = True
-            cast(Any, module).gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
+            cast(Any, module).activation_checkpointing_enable({"use_reentrant": False})
     return models
 
 
