@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from training.rlhf import policy_gradient as pg
+from training.rlhf import token_logps
 from training.rlhf.policy_gradient import RunningScale
 
 MASK = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
@@ -268,3 +269,33 @@ def test_after_the_warmup_the_rate_is_that_of_transformers(schedule: str) -> Non
     ]
     assert ours[2:] == pytest.approx(rates[2:])
     assert 0 < ours[0] < ours[1] < 0.5
+
+
+@pytest.mark.parametrize("at_once", [1, 2**22], ids=["row-by-row", "at-once"])
+def test_log_probabilities_and_their_gradient_are_those_of_torch(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_logps, "_AT_ONCE", at_once)
+    draw = torch.Generator().manual_seed(19)
+    logits = (3 * torch.randn(3, 4, 11, generator=draw)).requires_grad_()
+    targets = torch.randint(0, 11, (3, 4), generator=draw)
+    weights = torch.randn(3, 4, generator=draw)
+    ours = token_logps.chosen_logps(logits, targets, temperature=0.7)
+    theirs = (logits / 0.7).log_softmax(dim=-1).gather(2, targets[..., None])[..., 0]
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(
+        torch.autograd.grad((ours * weights).sum(), logits)[0],
+        torch.autograd.grad((theirs * weights).sum(), logits)[0],
+    )
+    torch.testing.assert_close(token_logps.token_entropies(logits, temperature=0.7), pg.entropy(logits / 0.7))
+
+
+def test_the_gradient_of_logits_in_bf16_is_computed_in_fp32() -> None:
+    logits = torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(20)).bfloat16().requires_grad_()
+    targets = torch.zeros(2, 3, dtype=torch.long)
+    found = token_logps.chosen_logps(logits, targets)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, logits.float().log_softmax(dim=-1)[..., 0])
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert gradient.dtype == torch.bfloat16
+    assert gradient.float().sum(dim=-1).abs().max() < 0.01

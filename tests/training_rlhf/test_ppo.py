@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training_rlhf.conftest import MakeRun, in_bf16, stored_dtypes, write_rows
-from training.rlhf import loading, ppo, ppo_models, rollout, sampling, scoring
+from training.rlhf import loading, ppo, ppo_models, ppo_update, rollout, sampling, scoring
 from training.rlhf.config import RunConfig
 from training.rlhf.failures import Collapsed, Refused, explain
 from training.rlhf.method_settings import ConfigError
@@ -254,6 +254,44 @@ def test_accumulation_and_recomputing_change_no_update(make_run: MakeRun) -> Non
     for other in told[1:]:
         for name in ("loss/policy", "loss/value", "grad_norm", "policy/approxkl"):
             assert other[name] == pytest.approx(told[0][name], rel=1e-3, abs=1e-6), name
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_each_epoch_over_a_rollout_reads_every_completion_once(grouped: bool, make_run: MakeRun) -> None:
+    run_dir = ppo_run(make_run, training={"batch_size": 3, "group_by_length": grouped})
+    config = RunConfig.load(run_dir.config)
+    tensor = torch.zeros(16, 1)
+    drawn = rollout.Rollout(
+        prompts=[[1] * (1 + number * 7 % 5) for number in range(16)],
+        completions=[[2]] * 16,
+        mask=tensor, logps=tensor, values=tensor, advantages=tensor, returns=tensor,
+        figures={},
+    )  # fmt: skip
+    assert ppo_update.an_epoch(config) == 6
+    read = [ppo_update.rows_of(drawn, config, step=2, number=number) for number in range(12)]
+    epochs = [[row for rows in read[start : start + 6] for row in rows] for start in (0, 6)]
+    assert all(sorted(epoch) == list(range(16)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    spread = [len({len(drawn.prompts[row]) for row in rows}) for rows in read]
+    assert (max(spread) <= 2) is grouped
+
+
+def test_a_weight_on_entropy_keeps_the_policy_undecided(make_run: MakeRun) -> None:
+    class Nothing(Letters):
+        def score(self, prompts: Sequence[Messages], samples: Sequence[Sampled]) -> RewardBatch:
+            return RewardBatch([0.0] * len(samples), {})
+
+    entropies = {}
+    for weight in (0.0, 1.0):
+        run_dir = ppo_run(
+            make_run,
+            ppo={"entropy_weight": weight, "kl_coefficient": 0.0, "missing_eos_penalty": 0.0},
+            training={"max_steps": 4, "learning_rate": 1e-3},
+        )
+        train(run_dir, Nothing())
+        entropies[weight] = [step["entropy"] for step in steps_of(run_dir)]
+    assert entropies[0.0][-1] == pytest.approx(entropies[0.0][0], abs=1e-3)  # nothing to learn
+    assert entropies[1.0][-1] > entropies[1.0][0] + 1e-3
 
 
 def test_prompts_are_shuffled_each_epoch_and_none_is_left_out(make_run: MakeRun) -> None:

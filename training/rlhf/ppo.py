@@ -16,33 +16,32 @@ import time
 from typing import Any, NoReturn
 
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from training.rlhf import (
     checkpoints,
     fitting,
-    held_out,
     loading,
+    online_prompts,
     policy_gradient,
     ppo_models,
     ppo_state,
-    rendering,
+    ppo_update,
     rollout,
     sampling,
 )
 from training.rlhf.config import RunConfig
 from training.rlhf.door import Message
-from training.rlhf.failures import Collapsed, Refused
-from training.rlhf.model_files import causal_config, positions
-from training.rlhf.ppo_models import Models, batch_of, read_tokens, read_values
+from training.rlhf.failures import Collapsed
+from training.rlhf.model_files import causal_config
+from training.rlhf.ppo_models import Models
 from training.rlhf.ppo_state import State
 from training.rlhf.progress import Cancelled, finishing_before_stop, report, stop_requested
 from training.rlhf.reward_interface import Rewards
 from training.rlhf.rollout import Rollout
 from training.rlhf.run_dir import ProgressWriter, RunDir
-from training.rlhf.single_rows import read_prompts
 
-_NOTED = ("loss/policy", "loss/value", "policy/approxkl", "policy/clipfrac", "grad_norm")
+_NOTED = (*ppo_update.NOTED, "grad_norm")  # of each update
 _FIRST_DRAW = 1000  # numbers of seeds below are the evaluation's
 
 
@@ -56,7 +55,7 @@ def train(
     """
     tokenizer = loading.load_tokenizer(config.model)
     progress.write("Reading the prompts")
-    prompts, rows = usable_prompts(run_dir, config, tokenizer, causal_config(config.model))
+    prompts, rows = online_prompts.usable(run_dir, config, tokenizer, causal_config(config.model))
     progress.write(f"{len(prompts)} prompts to write to, {rows['train']['dropped']} left out")
     progress.write("Loading the models")
     if rewards is None:
@@ -86,38 +85,6 @@ def train(
     }
 
 
-def usable_prompts(
-    run_dir: RunDir, config: RunConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig
-) -> tuple[list[list[Message]], dict[str, dict[str, int]]]:
-    """Training prompts that leave room for a completion, and how many of each split are kept and dropped.
-
-    What the chat template refuses is dropped as well. Raises Refused when none is left.
-    """
-    path = run_dir.data / "prompts.train.jsonl"
-    limit = min(config.training.max_length, positions(model_config)) - config.sampling.max_new_tokens
-    found = [row.prompt for row in read_prompts(path)]
-    kept = [prompt for prompt in found if _length(tokenizer, prompt) <= limit]
-    if not kept:
-        raise Refused(
-            f"No prompt is left to write to; {len(found)} are longer than {limit} tokens or do not suit the "
-            "chat template." if found else "There is no prompt to write to.",
-            str(path),
-            "Raise max_length or lower max_new_tokens, or freeze a dataset that holds prompts.",
-        )  # fmt: skip
-    test = held_out.read(run_dir, config, tokenizer, model_config)
-    return kept, {
-        "train": {"kept": len(kept), "dropped": len(found) - len(kept)},
-        "test": {"kept": len(test.prompts), "dropped": test.dropped},
-    }
-
-
-def _length(tokenizer: PreTrainedTokenizerBase, prompt: list[Message]) -> float:
-    try:
-        return len(rendering.prompt_ids(tokenizer, prompt))
-    except rendering.RenderError:
-        return math.inf
-
-
 class Loop:
     """Steps from where the run stands to its end."""
 
@@ -138,8 +105,7 @@ class Loop:
         self.steps = training.max_steps
         if self.steps == -1:
             self.steps = math.ceil(training.epochs * len(prompts) / size)
-        self.chunk = training.batch_size * training.gradient_accumulation  # completions of an update
-        self.updates = config.ppo.epochs * math.ceil(size / self.chunk)  # of a step
+        self.updates = config.ppo.epochs * ppo_update.an_epoch(config)  # of a step
         weights = models.trained.values()
         self.optimizer = torch.optim.AdamW(
             [
@@ -232,26 +198,21 @@ class Loop:
         found: list[int] = []
         while len(found) < size:
             epoch, place = divmod(step * size + len(found), count)
-            found += self.shuffle(count, epoch)[place:]
+            found += ppo_update.shuffle(self.config.seed, count, epoch)[place:]
         return found[:size]
-
-    def shuffle(self, count: int, *numbers: int) -> list[int]:
-        """The same for the same seed and numbers, in any process."""
-        seed = self.config.seed
-        for number in numbers:
-            seed = (seed * 1_000_003 + number + 1) % 2**63
-        found: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-        return found
 
     def update(self, drawn: Rollout, *, number: int) -> list[float]:
         """One update of the optimiser over its share of the rollout. Returns the figures of _NOTED."""
-        rows = self.rows_of(drawn, number)
+        rows = ppo_update.rows_of(drawn, self.config, step=self.state.step, number=number)
         tokens = float(drawn.mask[rows].sum())
         noted = torch.zeros(len(_NOTED) - 1, device=self.models.policy.device)
         self.optimizer.zero_grad(set_to_none=True)
-        size = self.config.training.batch_size
+        size, pad_id = self.config.training.batch_size, int(self.tokenizer.pad_token_id)
         for start in range(0, len(rows), size):
-            noted += self.backward(drawn, rows[start : start + size], tokens=tokens)
+            batch = rows[start : start + size]
+            noted += ppo_update.backward(
+                self.models, drawn, batch, config=self.config, tokens=tokens, pad_id=pad_id
+            )
         norm = torch.nn.utils.clip_grad_norm_(
             self.models.trained.values(), self.config.training.max_grad_norm
         )
@@ -262,68 +223,6 @@ class Loop:
             group["lr"] = self.rate(number)
         self.optimizer.step()
         return figures
-
-    def rows_of(self, drawn: Rollout, number: int) -> list[int]:
-        """Which completions an update reads: another order each epoch; those of like length share a batch."""
-        epoch, place = divmod(number, self.updates // self.config.ppo.epochs)
-        order = self.shuffle(len(drawn.completions), self.state.step, epoch)
-
-        def length(index: int) -> int:
-            return len(drawn.prompts[index]) + len(drawn.completions[index])
-
-        if not self.config.training.group_by_length:
-            return sorted(order[place * self.chunk :][: self.chunk], key=length)
-        order.sort(key=length)
-        chunks = [order[start : start + self.chunk] for start in range(0, len(order), self.chunk)]
-        return chunks[self.shuffle(len(chunks), self.state.step, epoch)[place]]
-
-    def backward(self, drawn: Rollout, rows: list[int], *, tokens: float) -> torch.Tensor:
-        """Add the gradients of a batch; its share of the first figures of _NOTED.
-
-        The losses meet in no weight, so that one graph after the other is in memory.
-        """
-        settings, device = self.config.ppo, self.models.policy.device
-        batch = batch_of(
-            [drawn.prompts[row] for row in rows],
-            [drawn.completions[row] for row in rows],
-            pad_id=int(self.tokenizer.pad_token_id),
-            device=device,
-        )
-        width = batch.mask.shape[1]
-        known = {
-            name: getattr(drawn, name)[rows, :width].to(device)
-            for name in ("logps", "values", "advantages", "returns")
-        }
-        with self.models.role("policy") as model:
-            found = read_tokens(
-                model,
-                batch,
-                temperature=self.config.sampling.temperature,
-                entropy=settings.entropy_weight > 0,
-            )
-            policy = policy_gradient.clipped_policy_loss(
-                found.logps,
-                old_logps=known["logps"],
-                advantages=known["advantages"],
-                mask=batch.mask,
-                clip=settings.clip,
-                tokens=tokens,
-            )
-            loss = policy.loss
-            if found.entropies is not None:
-                loss = loss - settings.entropy_weight * found.entropies.sum() / tokens
-            torch.autograd.backward(loss)
-        with self.models.role("value") as body:
-            value = policy_gradient.clipped_value_loss(
-                read_values(body, self.models.head, batch),
-                old_values=known["values"],
-                returns=known["returns"],
-                mask=batch.mask,
-                clip=settings.value_clip,
-                tokens=tokens,
-            )
-            torch.autograd.backward(settings.value_weight * value)
-        return torch.stack([policy.loss, value, policy.approx_kl, policy.clip_fraction]).detach()
 
     def rate(self, number: int) -> float:
         return policy_gradient.learning_rate(

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from training.rlhf import loading, policy_gradient, scoring
 from training.rlhf.config import RunConfig
+from training.rlhf.token_logps import chosen_logps, token_entropies
 from training.rlhf.tuning import loaded_dtype, peft_config, prepare, quantisation, without_dropout
 
 Role = Literal["policy", "reference", "value"]
@@ -97,9 +98,7 @@ def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, value_from: s
         module.eval()
         if config.training.gradient_checkpointing:
             models.recomputes = True
-            cast(Any, module).gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
+            cast(Any, module).activation_checkpointing_enable({"use_reentrant": False})
     return models
 
 
@@ -205,14 +204,18 @@ def read_tokens(model: nn.Module, batch: Batch, *, temperature: float, entropy: 
     logits = model(
         input_ids=batch.ids, attention_mask=batch.attention, logits_to_keep=keep, use_cache=False
     ).logits[:, :-1]
-    logits = logits.float()
-    if temperature != 1:
-        logits = logits / temperature
-    targets = batch.ids[:, batch.first :, None]
-    logps = logits.gather(2, targets)[..., 0] - logits.logsumexp(dim=-1)  # [rows, columns]
+    logps = chosen_logps(logits, batch.ids[:, batch.first :], temperature=temperature)
+    entropies = None
+    if entropy:
+        with_gradient = torch.is_grad_enabled()
+        entropies = (
+            policy_gradient.entropy(logits.float() / temperature)
+            if with_gradient
+            else token_entropies(logits, temperature=temperature)
+        )
     return TokenFigures(
         logps.gather(1, batch.places) * batch.mask,
-        policy_gradient.entropy(logits).gather(1, batch.places) * batch.mask if entropy else None,
+        None if entropies is None else entropies.gather(1, batch.places) * batch.mask,
     )
 
 
