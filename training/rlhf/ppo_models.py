@@ -22,7 +22,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.rlhf import loading, policy_gradient, scoring
+from training.rlhf import adapters, loading, policy_gradient, scoring
 from training.rlhf.config import RunConfig
 from training.rlhf.token_logps import chosen_logps, token_entropies
 from training.rlhf.tuning import loaded_dtype, peft_config, prepare, quantisation, without_dropout
@@ -150,7 +150,12 @@ def _adapters(
 
 
 def _same_tokens(folder: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """May the policy's tokens be given to this reward model? It may know more, as a padding token."""
+    """May the policy's tokens be given to this reward model's weights? It may know more, as a padding token.
+
+    What adapters beside its weights have learnt is not in them (training.rlhf.adapters).
+    """
+    if adapters.kind_beside(folder):
+        return False
     return loading.load_tokenizer(folder).get_vocab().items() >= tokenizer.get_vocab().items()
 
 
