@@ -373,6 +373,27 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_moves_a_weight(make_run
     assert run_dir.last_checkpoint() == run_dir.checkpoints / "checkpoint-1"
 
 
+def test_weights_that_are_no_numbers_are_never_saved(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = ppo.Loop.update
+
+    def overflowing(self: ppo.Loop, drawn: rollout.Rollout, *, number: int) -> list[float]:
+        noted = update(self, drawn, number=number)
+        if self.state.step == 2:
+            next(iter(self.models.trained.values())).data[0] = torch.inf
+        return noted
+
+    monkeypatch.setattr(ppo.Loop, "update", overflowing)
+    run_dir = ppo_run(
+        make_run, ppo={"epochs": 1}, training={"max_steps": 4, "save_every": 1, "batch_size": 16}
+    )
+    with pytest.raises(Collapsed, match="weights are no numbers") as caught:
+        train(run_dir)
+    assert caught.value.kept == run_dir.last_checkpoint() == run_dir.checkpoints / "checkpoint-2"
+    assert not run_dir.model.exists()
+
+
 def test_weights_are_stored_in_the_numbers_of_the_model_that_it_began_as(
     make_run: MakeRun, tiny_policy: Path, tmp_path: Path
 ) -> None:

@@ -129,6 +129,15 @@ def between_steps(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     assert last_of(run_dir) == ("checkpoint-3", None)
 
 
+def at_the_start(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Cancelled):
+        train(run_dir, StopsAt(1))
+    assert last_of(run_dir) == ("checkpoint-0", None)
+    progress._Stop.requested = False
+    with pytest.raises(Cancelled):  # nothing new to save
+        train(run_dir, StopsAt(1))
+
+
 def last_of(run_dir: RunDir) -> tuple[str, int | None]:
     """The last checkpoint, and how many updates its rollout has seen, if it holds one."""
     last = run_dir.last_checkpoint()
@@ -145,7 +154,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     through = ppo_run(make_run, tuning=tuning, **SETTINGS)
     train(through)
     assert len(told(through)) == 5
-    for interrupt in (while_it_scores, within_updates, between_steps):
+    for interrupt in (at_the_start, while_it_scores, within_updates, between_steps):
         run_dir = ppo_run(make_run, tuning=tuning, **SETTINGS)
         interrupt(run_dir, monkeypatch)
         assert not run_dir.model.exists()

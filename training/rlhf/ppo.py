@@ -127,8 +127,6 @@ class Loop:
         self.progress.write(f"Training from step {self.state.step}" if self.state.step else "Training")
         while self.state.step < self.steps:
             self.take_step()
-        if not all(bool(weight.isfinite().all()) for weight in self.models.trained.values()):
-            raise self.collapse("its weights are no numbers any more", is_policy=True)
 
     def take_step(self) -> None:
         """Draw a rollout unless one is in hand, make its updates, and tell how it went."""
@@ -145,6 +143,9 @@ class Loop:
             if stop_requested():
                 self.stop()
             state.notes.append(self.update(state.rollout, number=len(state.notes)))
+        # Before anybody saves them; sampling from what is no number would end in words of CUDA's.
+        if not torch.stack([one.isfinite().all() for one in self.models.trained.values()]).all():
+            raise self.collapse("its weights are no numbers any more", is_policy=False)
         figures = self.figures(state.rollout)
         figures["time/generation_share"] = (drawn - started) / max(time.monotonic() - started, 1e-9)
         state.kl_coefficient = policy_gradient.next_kl_coefficient(
