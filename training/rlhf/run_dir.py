@@ -1,8 +1,8 @@
 """The run folder: the whole of what a stage needs and of what it leaves. Standard library only.
 
 config.json          the recipe (training.rlhf.config.RunConfig)
-data/                pairs.train.jsonl, pairs.test.jsonl, rankings.train.jsonl, rankings.test.jsonl,
-                     prompts.test.jsonl (evaluation), requests.jsonl (sampling)
+data/                TABLE.train.jsonl and TABLE.test.jsonl of the tables that the method learns from
+                     (training.rlhf.methods), prompts.test.jsonl (evaluation), requests.jsonl (sampling)
 preflight.json       written by `python -m training.rlhf RUN_DIR --preflight`
 progress.jsonl       appended: one ProgressLine a line, `seq` counts from 1 without gaps
 checkpoints/         checkpoint-STEP/, usable once it holds `complete.json`
