@@ -51,6 +51,9 @@ bench: setup ## the figures of docs/benchmarks.md
 	$(PY) -m tests.benchmarks.parity --method dpo
 	$(PY) -m tests.benchmarks.parity --method sft
 	$(PY) -m tests.benchmarks.parity --method kto
+	@for m in ppo rloo grpo dpo kto; do $(PY) -m tests.benchmarks.toy --method $$m || exit 1; done
+	@for m in ppo rloo grpo; do $(PY) -m tests.benchmarks.toy --method $$m --tuning lora || exit 1; done
+	$(PY) -m tests.benchmarks.ppo_against_trl
 
 matrix: setup ## every method with every kind of tuning, for real: docs/matrix.md
 	$(PY) -m tests.benchmarks.matrix --write docs/matrix.md

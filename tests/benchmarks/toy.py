@@ -238,10 +238,84 @@ def train_ppo(run_dir: RunDir, config: RunConfig) -> dict[str, Any]:
     return ppo.train(run_dir, config, ProgressWriter(run_dir), rewards=TargetWord())
 
 
+def group_recipe(method: str) -> "Recipe":
+    """RLOO and GRPO: the rates are the fastest of a few that were tried on one seed."""
+
+    def recipe(tuning: str) -> dict[str, Any]:
+        rate, steps = {
+            ("rloo", "full"): (1e-3, 8),
+            ("grpo", "full"): (1e-3, 8),
+            ("rloo", "lora"): (5e-3, 8),
+            ("grpo", "lora"): (2e-3, 12),
+        }[method, tuning]
+        training = {"learning_rate": rate, "max_steps": steps, "batch_size": 64, "warmup_ratio": 0.0}
+        return {
+            "rewards": [{"name": "target", "kind": "regex", "options": {"pattern": rf"\b{TARGET}\b"}}],
+            "tuning": {"kind": tuning},
+            "training": training | {"schedule": "constant", "bf16": False, "log_every": 1},
+            "sampling": {"max_new_tokens": 24, "batch_size": 256},
+            method: {"completions_per_prompt": 4 if method == "rloo" else 8},
+        }
+
+    return recipe
+
+
+def preference_recipe(method: str) -> "Recipe":
+    def recipe(tuning: str) -> dict[str, Any]:
+        rate = 1e-3 if tuning == "full" else 5e-3
+        return {
+            "tuning": {"kind": tuning},
+            "training": {"learning_rate": rate, "epochs": 2.0, "batch_size": 32, "bf16": False},
+            "sampling": {"max_new_tokens": 24, "batch_size": 256},
+            method: {"beta": 0.1},
+        }
+
+    return recipe
+
+
+def train_by_recipe(run_dir: RunDir, config: RunConfig) -> dict[str, Any]:
+    from training.rlhf import recipe
+
+    return recipe.train(run_dir, config, ProgressWriter(run_dir))
+
+
+def train_on_preferences(run_dir: RunDir, config: RunConfig) -> dict[str, Any]:
+    """Draws from the policy itself, eight for a prompt, are what people judged: does it say the word?"""
+    from training.rlhf import loading, sampling
+
+    tokenizer, model = loading.load_tokenizer(config.model), loading.load_policy(config.model)
+    loading.fit(model, tokenizer, where=config.model)
+    asked = [[{"role": "user", "content": prompt}] for prompt in all_prompts()[0] for _ in range(8)]
+    seed = sampling.policy_seed(config.seed, 5)
+    drawn = sampling.generate(model, tokenizer, asked, sampling=config.sampling, seed=seed)
+    said: dict[str, dict[bool, list[str]]] = {}
+    unpaired, pairs = [], []
+    for prompt, one in zip(asked, drawn, strict=True):
+        good = says_target(one.text)
+        said.setdefault(prompt[0]["content"], {True: [], False: []})[good].append(one.text)
+        unpaired.append({"prompt": prompt, "completion": _turn(one.text), "label": good})
+    for prompt_text, texts in said.items():
+        for chosen, rejected in zip(texts[True], texts[False], strict=False):
+            prompt = [{"role": "user", "content": prompt_text}]
+            pairs.append({"prompt": prompt, "chosen": _turn(chosen), "rejected": _turn(rejected)})
+    for table, rows in (("pairs", pairs), ("unpaired", unpaired)):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (run_dir.data / f"{table}.train.jsonl").write_text(lines, encoding="utf-8")
+    return train_by_recipe(run_dir, config)
+
+
+def _turn(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
 Recipe = Callable[[str], dict[str, Any]]
 # For each method: its recipe for full or lora, and what trains by it and returns `train_seconds` and `steps`.
 METHODS: dict[str, tuple[Recipe, Callable[[RunDir, RunConfig], dict[str, Any]]]] = {
     "ppo": (ppo_recipe, train_ppo),
+    "rloo": (group_recipe("rloo"), train_by_recipe),
+    "grpo": (group_recipe("grpo"), train_by_recipe),
+    "dpo": (preference_recipe("dpo"), train_on_preferences),
+    "kto": (preference_recipe("kto"), train_on_preferences),
 }
 
 
