@@ -124,12 +124,12 @@ def frozen_transactions_end() -> Iterator[None]:
     its row locked, and everybody who may claim the run would wait for it.
     """
     connection_created.connect(_end_frozen_transactions)
-    connection.close()
+    if connection.connection is not None:
+        _end_frozen_transactions(connection)
     try:
         yield
     finally:
         connection_created.disconnect(_end_frozen_transactions)
-        connection.close()
 
 
 def _end_frozen_transactions(connection: BaseDatabaseWrapper, **_: Any) -> None:

@@ -117,16 +117,18 @@ class LocalLauncher:
             log.warning("no child can stand by for the next run", exc_info=True)
 
     def evict(self, folder: Path) -> int | None:
-        holder = 0
-        for _ in range(40):  # a killed process needs a moment to let go of its lock
+        holder, ended = 0, 0
+        for _ in range(200):  # a killed process lets go of its lock last, after its memory
             try:
                 with RunDir(folder).locked():
                     return None
             except RunLocked as locked:
                 holder = locked.pid
-            if not works_in(holder, folder):
-                return holder
-            end_process(holder)
+            if holder != ended:
+                if not works_in(holder, folder):
+                    return holder
+                end_process(holder)
+                ended = holder
             time.sleep(0.05)
         return holder
 
