@@ -6,7 +6,7 @@ start what would be refused then, without loading a weight.
 
 from collections.abc import Callable, Sequence
 
-from training.rlhf import judge, loading, reward_functions, reward_models
+from training.rlhf import judge, loading, reward_functions, reward_models, watched
 from training.rlhf.config import RunConfig
 from training.rlhf.failures import Refused
 from training.rlhf.method_settings import RewardFunction
@@ -25,7 +25,6 @@ from training.rlhf.reward_options import (
 )
 from training.rlhf.run_dir import RunError
 from training.rlhf.sampling import Sampled
-from training.rlhf.starter import hidden_preference
 
 Part = Callable[[Sequence[Messages], Sequence[Sampled]], list[float]]
 
@@ -74,10 +73,7 @@ class NamedRewards:
                     function, prompts, _texts(samples), where=where
                 )
             case HiddenPreferenceOptions():
-                return lambda prompts, samples: [
-                    hidden_preference.score(prompt[-1]["content"], one.text)
-                    for prompt, one in zip(prompts, samples, strict=True)
-                ]
+                return watched.hidden_scores
             case JudgeOptions():
                 scorer = judge.Scorer(judge.load(reward, seed=config.seed), rubric=options.rubric)
                 self.judges[reward.name] = scorer
