@@ -223,11 +223,12 @@ class TargetWord:
 
 
 def ppo_recipe(tuning: str) -> dict[str, Any]:
-    rate = 5e-4 if tuning == "full" else 3e-3
+    rate = 1e-3 if tuning == "full" else 5e-3
     return {
         "rewards": [{"name": "target", "kind": "regex", "options": {"pattern": rf"\b{TARGET}\b"}}],
         "tuning": {"kind": tuning},
-        "training": {"learning_rate": rate, "max_steps": 7, "batch_size": 32, "bf16": False},
+        "training": {"learning_rate": rate, "max_steps": 7, "batch_size": 64, "bf16": False},
+        "ppo": {"epochs": 2},
         "sampling": {"max_new_tokens": 24, "batch_size": 128},
     }
 
@@ -262,7 +263,7 @@ def group_recipe(method: str) -> "Recipe":
 
 def preference_recipe(method: str) -> "Recipe":
     def recipe(tuning: str) -> dict[str, Any]:
-        rate = 1e-3 if tuning == "full" else 5e-3
+        rate = (1e-3 if method == "dpo" else 1e-4) * (1 if tuning == "full" else 5)
         return {
             "tuning": {"kind": tuning},
             "training": {"learning_rate": rate, "epochs": 2.0, "batch_size": 32, "bf16": False},
