@@ -141,7 +141,6 @@ def test_prompts_without_room_for_an_answer_are_left_out_and_counted(run: RunDir
 
 
 def test_learning_the_best_makes_the_next_completions_better(run: RunDir, make_run: MakeRun) -> None:
-    pytest.importorskip("training.rlhf.sft")
     settings = {"learning_rate": 5e-3, "epochs": 8, "batch_size": 4, "schedule": "constant", "bf16": False}
     run_dir = make_run(
         "rejection_sampling",

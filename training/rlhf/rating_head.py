@@ -8,6 +8,7 @@ sequence classifier that anybody can load.
 
 import json
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ FILE = "rating_head.json"
 MOST_RATINGS = 101  # of an ordinal scale; 0 to 100 is the longest in use
 
 
-class RatingHead(nn.Module):
+class RatingHead(nn.Module, ABC):
     """`scale`: the ratings that there are, lowest first."""
 
     kind: str
@@ -41,17 +42,17 @@ class RatingHead(nn.Module):
         self.scale = [float(rating) for rating in scale]
         self.acceptable_from = float(acceptable_from(self.scale))
 
+    @abstractmethod
     def loss(self, scores: Tensor, ratings: Tensor) -> Tensor:
         """Of each rating, float32; shapes (ratings,) both."""
-        raise NotImplementedError
 
+    @abstractmethod
     def expected(self, scores: Tensor) -> Tensor:
         """The rating that is expected of each score, same shape."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finds_acceptable(self, scores: Tensor) -> Tensor:
         """Is a rating of `acceptable_from` or higher the more likely outcome? Bool, same shape."""
-        raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "scale": self.scale, "acceptable_from": self.acceptable_from}

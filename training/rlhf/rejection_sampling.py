@@ -17,7 +17,7 @@ from typing import Any, TypedDict
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.rlhf import fitting, loading, rendering, sampling
+from training.rlhf import fitting, loading, rendering, sampling, sft
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Fitting, drop_too_long
 from training.rlhf.estimate import length_limit
@@ -52,8 +52,6 @@ class DrawnRow(TypedDict):
 
 def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[str, Any]:
     """Draw, choose, learn, and leave model/. Returns what result.json says about it (see recipe.train)."""
-    from training.rlhf import sft  # type: ignore[attr-defined, unused-ignore]
-
     started = time.monotonic()
     tokenizer = loading.load_tokenizer(config.model)
     prompts = read_fitting_prompts(run_dir, config, tokenizer)
