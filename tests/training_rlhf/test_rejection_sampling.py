@@ -10,9 +10,10 @@ pytest.importorskip("trl")
 pytestmark = pytest.mark.training
 
 from tests.training_rlhf.conftest import MakeRun, write_rows  # noqa: E402
-from training.rlhf import loading, progress, rejection_sampling, sampling  # noqa: E402
+from training.rlhf import loading, online_prompts, progress, rejection_sampling, sampling  # noqa: E402
 from training.rlhf.config import RunConfig  # noqa: E402
 from training.rlhf.failures import Refused  # noqa: E402
+from training.rlhf.model_files import causal_config  # noqa: E402
 from training.rlhf.progress import Cancelled  # noqa: E402
 from training.rlhf.rejection_sampling import DrawnRow, best, draw, figures  # noqa: E402
 from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl  # noqa: E402
@@ -133,11 +134,12 @@ def test_prompts_without_room_for_an_answer_are_left_out_and_counted(run: RunDir
     with open(run.data / "prompts.train.jsonl", "a") as file:
         file.write(json.dumps(long) + "\n")
     config, tokenizer = RunConfig.load(run.config), loading.load_tokenizer(str(tiny_policy))
-    found = rejection_sampling.read_fitting_prompts(run, config, tokenizer)
-    assert (len(found.elements), found.dropped) == (7, 1)
+    reads = causal_config(str(tiny_policy))
+    found, rows = online_prompts.usable(run, config, tokenizer, reads)
+    assert (len(found), rows["train"]) == (7, {"kept": 7, "dropped": 1})
     write_rows(run.data / "prompts.train.jsonl", [long])
     with pytest.raises(Refused, match="1 are longer than 250 tokens"):
-        rejection_sampling.read_fitting_prompts(run, config, tokenizer)
+        online_prompts.usable(run, config, tokenizer, reads)
 
 
 def test_learning_the_best_makes_the_next_completions_better(run: RunDir, make_run: MakeRun) -> None:

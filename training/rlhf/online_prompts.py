@@ -10,20 +10,20 @@ from training.rlhf.door import Message
 from training.rlhf.failures import Refused
 from training.rlhf.model_files import positions
 from training.rlhf.run_dir import RunDir
-from training.rlhf.single_rows import read_prompts
+from training.rlhf.single_rows import PromptRow, read_prompts
 
 
 def usable(
     run_dir: RunDir, config: RunConfig, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig
-) -> tuple[list[list[Message]], dict[str, dict[str, int]]]:
+) -> tuple[list[PromptRow], dict[str, dict[str, int]]]:
     """Training prompts that leave room for a completion, and how many of each split are kept and dropped.
 
     What the chat template refuses is dropped as well. Raises Refused when none is left.
     """
     path = run_dir.data / "prompts.train.jsonl"
     limit = min(config.training.max_length, positions(model_config)) - config.sampling.max_new_tokens
-    found = [row.prompt for row in read_prompts(path)]
-    kept = [prompt for prompt in found if _length(tokenizer, prompt) <= limit]
+    found = read_prompts(path)
+    kept = [row for row in found if _length(tokenizer, row.prompt) <= limit]
     if not kept:
         raise Refused(
             f"No prompt is left to write to; {len(found)} are longer than {limit} tokens or do not suit the "

@@ -55,7 +55,8 @@ def train(
     """
     tokenizer = loading.load_tokenizer(config.model)
     progress.write("Reading the prompts")
-    prompts, rows = online_prompts.usable(run_dir, config, tokenizer, causal_config(config.model))
+    usable, rows = online_prompts.usable(run_dir, config, tokenizer, causal_config(config.model))
+    prompts = [row.prompt for row in usable]
     progress.write(f"{len(prompts)} prompts to write to, {rows['train']['dropped']} left out")
     progress.write("Loading the models")
     if rewards is None:

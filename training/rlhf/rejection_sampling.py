@@ -17,17 +17,15 @@ from typing import Any, TypedDict
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.rlhf import fitting, loading, rendering, sampling, sft
+from training.rlhf import fitting, loading, online_prompts, sampling, sft
 from training.rlhf.config import RunConfig
-from training.rlhf.data import Fitting, drop_too_long
-from training.rlhf.estimate import length_limit
 from training.rlhf.failures import Refused
 from training.rlhf.model_files import causal_config
 from training.rlhf.progress import finishing_before_stop, raise_if_stopped, report
 from training.rlhf.reward_interface import Rewards
 from training.rlhf.rewards import load_rewards
 from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl
-from training.rlhf.single_rows import Demonstration, PromptRow, read_prompts
+from training.rlhf.single_rows import Demonstration, PromptRow
 from training.rlhf.tuning import loaded_dtype
 
 FILE = "drawn.jsonl"
@@ -54,9 +52,10 @@ def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[
     """Draw, choose, learn, and leave model/. Returns what result.json says about it (see recipe.train)."""
     started = time.monotonic()
     tokenizer = loading.load_tokenizer(config.model)
-    prompts = read_fitting_prompts(run_dir, config, tokenizer)
-    progress.write(f"{len(prompts.elements)} prompts to write to, {prompts.dropped} too long")
-    rows = draw(run_dir, config, prompts.elements, progress)
+    prompts, counted = online_prompts.usable(run_dir, config, tokenizer, causal_config(config.model))
+    dropped = counted["train"]["dropped"]
+    progress.write(f"{len(prompts)} prompts to write to, {dropped} left out")
+    rows = draw(run_dir, config, prompts, progress)
     chosen = [one for row in rows if (one := best(row)) is not None]
     if not chosen:
         raise Refused(
@@ -81,32 +80,12 @@ def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[
     torch.cuda.empty_cache()
     left_out = len(rows) - len(chosen)  # every completion of theirs was cut
     return {
-        "rows": {"train": {"kept": len(chosen), "dropped": prompts.dropped + left_out}},
+        "rows": {"train": {"kept": len(chosen), "dropped": dropped + left_out}},
         "steps": progress.total_steps,
         "lineage": json.loads((run_dir.model / "lineage.json").read_text(encoding="utf-8")),
         "train_seconds": round(seconds, 2),
         "held_out": {},
     }
-
-
-def read_fitting_prompts(
-    run_dir: RunDir, config: RunConfig, tokenizer: PreTrainedTokenizerBase
-) -> Fitting[PromptRow]:
-    """Prompts after which the longest completion has room. Raises Refused when there is none."""
-    path = run_dir.data / "prompts.train.jsonl"
-    limit = length_limit(config, causal_config(config.model)) - config.sampling.max_new_tokens
-    found = drop_too_long(
-        read_prompts(path),
-        limit=limit,
-        count_tokens=lambda messages: len(rendering.prompt_ids(tokenizer, messages)),
-    )
-    if not found.elements:
-        raise Refused(
-            f"No prompt is left to write to; {found.dropped} are longer than {limit} tokens.",
-            str(path),
-            "Raise max_length, lower max_new_tokens, or freeze a dataset that holds prompts.",
-        )
-    return found
 
 
 def draw(
