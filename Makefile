@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo test lint types fast slow loop bench matrix pictures clean
+.PHONY: help setup demo test lint types fast slow loop bench bench-gpu matrix pictures clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*##/  make \1 —/'
@@ -54,6 +54,9 @@ bench: setup ## the figures of docs/benchmarks.md
 	@for m in ppo rloo grpo dpo kto; do $(PY) -m tests.benchmarks.toy --method $$m || exit 1; done
 	@for m in ppo rloo grpo; do $(PY) -m tests.benchmarks.toy --method $$m --tuning lora || exit 1; done
 	$(PY) -m tests.benchmarks.ppo_against_trl
+
+bench-gpu: setup ## tokens a second and MFU on an accelerator, in one table; says so where there is none
+	$(PY) -m tests.benchmarks.gpu
 
 matrix: setup ## every method with every kind of tuning, for real: docs/matrix.md
 	$(PY) -m tests.benchmarks.matrix --write docs/matrix.md

@@ -15,6 +15,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -29,12 +30,20 @@ from training.rlhf.starter import hidden_preference, world
 
 TRL = "1.12.0"
 THEIRS = Path(__file__).with_name("trl_ppo_side.py")
-QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
+UPDATE = 32  # completions of one
+AT_ONCE = 2  # batches that an update is cut into; TRL's would then be larger updates, so it is not cut
+# The first as training.rlhf.__main__ has it: threads that spin while others work cost both sides most.
+QUIET = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TQDM_DISABLE": "1",
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20, help="rollouts")
+    parser.add_argument("--steps", type=int, default=40, help="rollouts")
     parser.add_argument("--rollout", type=int, default=128, help="completions of one")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -57,7 +66,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     runs: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": []}
     for repeat in range(options.repeats):
         for side in ("ours", "trl"):
-            where = folder / f"{side}-{repeat}"
+            where = folder / f"side-{side}-{repeat}"
             prepare(where, policy=policy, reward=reward, options=options, seed=options.seed + repeat)
             module = [sys.executable, "-m", "tests.benchmarks.ppo_against_trl", "--side", "ours", "--folder"]
             command = module if side == "ours" else [str(python), str(THEIRS)]
@@ -170,8 +179,7 @@ def train_reward_model(where: Path) -> None:
 
 def prepare(where: Path, *, policy: Path, reward: Path, options: argparse.Namespace, seed: int) -> None:
     """The run folder of one side, and the same settings for TRL."""
-    for old in ("progress.jsonl", "measured.json"):
-        (where / old).unlink(missing_ok=True)
+    shutil.rmtree(where, ignore_errors=True)  # a run would go on from its checkpoint
     ppo = Ppo(
         rollout_size=options.rollout,
         epochs=4,
@@ -187,10 +195,11 @@ def prepare(where: Path, *, policy: Path, reward: Path, options: argparse.Namesp
         model=str(policy),
         rewards=(RewardFunction(name="learnt", kind="model", location=str(reward)),),
         training=Training(
-            learning_rate=1e-4, batch_size=32, max_steps=options.steps, warmup_ratio=0.0, log_every=1,
-            save_every=10**6, bf16=False,
+            learning_rate=2e-4, batch_size=UPDATE // AT_ONCE,
+            gradient_accumulation=AT_ONCE,
+            max_steps=options.steps, warmup_ratio=0.0, log_every=1, save_every=10**6, bf16=False,
         ),
-        sampling=Sampling(max_new_tokens=64, batch_size=options.rollout),
+        sampling=Sampling(max_new_tokens=128, batch_size=options.rollout),
         ppo=ppo,
     )  # fmt: skip
     write_json_folder(where, config)
@@ -203,7 +212,7 @@ def prepare(where: Path, *, policy: Path, reward: Path, options: argparse.Namesp
             "reward": str(reward),
             "seed": seed,
             "learning_rate": config.training.learning_rate,
-            "batch_size": config.training.batch_size,
+            "update_size": UPDATE,
             "rollout_size": ppo.rollout_size,
             "epochs": ppo.epochs,
             "steps": options.steps,

@@ -60,7 +60,7 @@ def main() -> None:
         max_grad_norm=1.0,
         per_device_train_batch_size=said["rollout_size"],  # what TRL calls a batch is a rollout
         gradient_accumulation_steps=1,
-        num_mini_batches=said["rollout_size"] // said["batch_size"],
+        num_mini_batches=said["rollout_size"] // said["update_size"],
         num_ppo_epochs=said["epochs"],
         total_episodes=said["rollout_size"] * said["steps"],
         local_rollout_forward_batch_size=said["rollout_size"],

@@ -88,6 +88,13 @@ class Models:
 def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, value_from: str | None) -> Models:
     """Models of a recipe, on their device. `value_from` is a reward model's folder."""
     policy = loading.load_policy(config.model, dtype=loaded_dtype(config), quantisation=quantisation(config))
+    return build(policy, config, tokenizer, value_from=value_from)
+
+
+def build(
+    policy: PreTrainedModel, config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, value_from: str | None
+) -> Models:
+    """Models around a policy in hand, which becomes one of them."""
     loading.fit(policy, tokenizer, where=config.model)
     models = (_adapters if peft_config(config, task="CAUSAL_LM") else _whole)(
         policy, config, tokenizer, value_from
