@@ -95,7 +95,7 @@ def held_out_questions(run_dir: RunDir, config: RunConfig) -> set[str]:
 def question_of(prompt: list[Message]) -> str:
     """What a split goes by: the first user's turn, whatever its blanks and capitals; else all there is.
 
-    >>> question_of([{"role": "system", "content": "Be kind."}, {"role": "user", "content": " Who\\n IS it?"}])
+    >>> question_of([{"role": "system", "content": "Be."}, {"role": "user", "content": " Who\\n IS it?"}])
     'who is it?'
     """
     try:
