@@ -48,7 +48,8 @@ def measured(trainer: Any, config: RunConfig, test: Mapping[str, Fitting[Row]]) 
     not do so again: it is given parts of its own rows.
     """
     rows = trainer.eval_dataset
-    if not config.mixture or METHODS[config.method].is_online or rows is None:
+    apart = config.method != "pretraining" and not METHODS[config.method].is_online  # rows are rows there
+    if not config.mixture or not apart or rows is None:
         return {}
     if len(rows) != sum(len(part.elements) for part in test.values()):
         return {}
@@ -56,9 +57,9 @@ def measured(trainer: Any, config: RunConfig, test: Mapping[str, Fitting[Row]]) 
     found: dict[str, Figures] = {}
     start = 0
     for name, count in _counts({label: part.elements for label, part in test.items()}).items():
-        trainer.eval_dataset = rows.select(range(start, start + count))
-        start += count
         if count:
+            trainer.eval_dataset = rows.select(range(start, start + count))
+            start += count
             trainer.evaluate()
             said = trainer.state.log_history[-1]  # TRL returns no metrics of its own
             found[name] = {short: float(said[long]) for long, short in _NAMES.items() if long in said}
