@@ -154,13 +154,15 @@ def _written(run_dir: RunDir, config: RunConfig) -> dict[str, Figures]:
     for line in read_jsonl(run_dir.completions):
         by_policy[line["policy"]][line["request"]] = line
     found = {}
-    for name, part in mixture.datasets_of(run_dir, config).items():
-        questions = {
-            mixture.question_of(row.prompt)
-            for rows in learners.tables_of_one(part, config, "test").values()
-            for row in rows
-        }
-        lines = [n for n in by_policy["new"] if name == MAIN or mixture.question_of(asked[n]) in questions]
+    of_others = _questions_of_others(run_dir, config)
+    every = set().union(*of_others.values())
+    for name in (MAIN, *of_others):
+        lines = [
+            line
+            for line in by_policy["new"]
+            if (question := mixture.question_of(asked[line])) in of_others.get(name, ())
+            or (name == MAIN and question not in every)
+        ]
         new, old = ([by_policy[policy][line] for line in lines] for policy in ("new", "old"))
         if new:
             found[name] = {
@@ -170,6 +172,19 @@ def _written(run_dir: RunDir, config: RunConfig) -> dict[str, Figures]:
                 **_wins(config, [asked[line] for line in lines], new, old),
             }
     return found
+
+
+def _questions_of_others(run_dir: RunDir, config: RunConfig) -> dict[str, set[str]]:
+    """What each further dataset holds out. The main one has all held-out prompts of none of them."""
+    return {
+        name: {
+            mixture.question_of(row.prompt)
+            for rows in learners.tables_of_one(part, config, "test").values()
+            for row in rows
+        }
+        for name, part in mixture.datasets_of(run_dir, config).items()
+        if name != MAIN
+    }
 
 
 def _wins(
