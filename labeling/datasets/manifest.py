@@ -9,7 +9,9 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
+
+from labeling.datasets.examples import CollectionEntry
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -40,6 +42,7 @@ class RoundEntry(TypedDict):
 
 class Parents(TypedDict):
     rounds: list[RoundEntry]
+    collections: NotRequired[list[CollectionEntry]]  # what files brought in that compares nothing
     policies: list[dict[str, Any]]  # who wrote the completions that were judged, and how many
 
 
