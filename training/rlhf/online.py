@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from training.rlhf import checkpoints, held_out, sampling
+from training.rlhf import checkpoints, held_out, online_rehearsal, sampling
 from training.rlhf.config import RunConfig
 from training.rlhf.config import Sampling as SamplingSettings
 from training.rlhf.failures import Refused
@@ -185,6 +185,21 @@ class OnlineTrainer(Checkpointed):
         """TRL's lists of what is measured, by name."""
         trl: Any = self
         return trl._metrics["train" if self._training() else "eval"]
+
+    # What is tried before the first step
+
+    def longest_batch(self) -> dict[str, Any]:
+        """The longest prompts, each with a completion of as many tokens as may be written."""
+        trl: Any = self
+        return online_rehearsal.batch_of(
+            trl,
+            prompts=[row["prompt"] for row in trl.train_dataset],
+            drawing=self.drawing,
+            rewards=self.rewards,
+        )
+
+    def share_of_longest(self) -> float:
+        return 1.0
 
     # What outlives the process
 

@@ -25,6 +25,7 @@ from training.rlhf import (
     online_prompts,
     policy_gradient,
     ppo_models,
+    ppo_rehearsal,
     ppo_state,
     ppo_update,
     rollout,
@@ -68,6 +69,7 @@ def train(
     loop = Loop(
         run_dir, config, progress, models=models, tokenizer=tokenizer, prompts=prompts, rewards=rewards
     )
+    ppo_rehearsal.of_loop(loop)
     started = time.monotonic()
     with finishing_before_stop():
         loop.run()
