@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from training.rlhf import adapters, checkpoints, lineage, loading, rehearsal
+from training.rlhf import adapters, checkpoints, finite, lineage, loading, rehearsal
 from training.rlhf.config import RunConfig, Training
 from training.rlhf.failures import Diverged, Refused
 from training.rlhf.methods import METHODS
@@ -225,6 +225,7 @@ class Checkpointed(Trainer):
                 resume_from_checkpoint,
                 "Start a new run: a recipe is not changed once its run has begun.",
             )
+        finite.refuse_checkpoint(stored.items(), Path(resume_from_checkpoint))
         with torch.no_grad():
             for name, weight in trained.items():
                 weight.copy_(stored[name])

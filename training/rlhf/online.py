@@ -25,10 +25,11 @@ from training.rlhf.config import Sampling as SamplingSettings
 from training.rlhf.failures import Refused
 from training.rlhf.fitting import Checkpointed, settings
 from training.rlhf.method_settings import Grpo, Rloo
+from training.rlhf.methods import METHODS
 from training.rlhf.progress import Cancelled
 from training.rlhf.rendering import Messages
 from training.rlhf.rewards import NamedRewards, load_rewards
-from training.rlhf.run_dir import RunDir
+from training.rlhf.run_dir import RunDir, RunError
 from training.rlhf.sampling import Sampled
 from training.rlhf.single_rows import PromptRow
 from training.rlhf.tuning import make_ready, peft_config, prepare, without_dropout
@@ -36,6 +37,16 @@ from training.rlhf.tuning import make_ready, peft_config, prepare, without_dropo
 MISSING_EOS = "missing_eos"  # among the parts of a reward: -1 for a completion that was cut
 _REUSED = "completions.pt"  # in a checkpoint: those that later steps learn from once more
 _EVALUATIONS = 1_000_000_000  # their draws are numbered from here, far from those of steps
+
+
+def check(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[list[RunError], list[str]]:
+    """A warning where completions are not draws of the policy itself: the loss takes them for such."""
+    if config.sampling.top_p == 1:
+        return [], []
+    return [], [
+        f"Completions are drawn with top-p {config.sampling.top_p:g}: {METHODS[config.method].label} takes "
+        "them for draws of the policy itself, and learns with wrong probabilities. Set sampling.top_p to 1."
+    ]
 
 
 class PromptSampler(Sampler[int]):
