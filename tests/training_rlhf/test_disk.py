@@ -1,4 +1,4 @@
-"""The disk: what a run will write is known before, and one that is full ends it with its last checkpoint whole."""
+"""The disk: what a run will write is known before; a full one ends it with its last checkpoint whole."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ pytest.importorskip("trl")
 pytestmark = pytest.mark.training
 
 from tests.training_rlhf.conftest import ROOT, MakeRun, environment, run_child  # noqa: E402
-from training.rlhf import disk, preflight, trained_share  # noqa: E402
+from training.rlhf import disk, trained_share  # noqa: E402
 from training.rlhf.config import RunConfig  # noqa: E402
 from training.rlhf.model_files import causal_config  # noqa: E402
 from training.rlhf.run_dir import EXIT_COMPLETE, EXIT_CRASHED, RunDir  # noqa: E402

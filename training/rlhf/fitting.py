@@ -28,6 +28,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from training.rlhf import adapters, checkpoints, finite, lineage, loading, rehearsal
+from training.rlhf.alarms import Alarms
 from training.rlhf.config import RunConfig, Training
 from training.rlhf.failures import Diverged, Refused
 from training.rlhf.methods import METHODS
@@ -253,6 +254,7 @@ def fit(trainer: Trainer, *, run_dir: RunDir, progress: ProgressWriter) -> None:
         rehearsal.of_trainer(trainer, run_dir=run_dir, progress=progress)
     trainer.remove_callback(PrinterCallback)  # what it prints is in progress.jsonl
     trainer.add_callback(Reporter(progress))
+    trainer.add_callback(Alarms(progress))
     with finishing_before_stop():
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         if stop_requested():

@@ -43,6 +43,7 @@ from training.rlhf.rollout import Rollout
 from training.rlhf.run_dir import ProgressWriter, RunDir
 
 _NOTED = (*ppo_update.NOTED, "grad_norm")  # of each update
+_LEAST_KL = -5.0  # what cannot be below 0 is estimated from a rollout, and may be a little
 _FIRST_DRAW = 1000  # numbers of seeds below are the evaluation's
 
 
@@ -245,6 +246,9 @@ class Loop:
         for is_over, words in (
             (figures["kl"] > settings.most_kl,
              f"its KL is {figures['kl']:.1f} nats a completion, above most_kl ({settings.most_kl:g})"),
+            (figures["kl"] < _LEAST_KL,
+             f"its KL is {figures['kl']:.1f} nats a completion: below 0, so completions are not drawn from "
+             "the policy that learns"),
             (figures["entropy"] < settings.least_entropy,
              f"its entropy is {figures['entropy']:.4f} nats a token, below least_entropy "
              f"({settings.least_entropy:g})"),
