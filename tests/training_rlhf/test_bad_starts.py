@@ -89,10 +89,10 @@ def test_a_judge_is_asked_before_the_start(
         shutil.copy(made.data / "prompts.test.jsonl", made.data / "prompts.train.jsonl")
         return made
 
-    server.answer = lambda body: "7"  # type: ignore[method-assign]
+    server.answer = lambda body: "7"
     assert report_of(run_dir())["ok"]
     assert len(server.asked) == 1
-    server.answer = lambda body: answer  # type: ignore[method-assign]
+    server.answer = lambda body: answer
     report = report_of(run_dir())
     assert not report["ok"]
     assert what in report["errors"][0]["what"]
@@ -100,7 +100,7 @@ def test_a_judge_is_asked_before_the_start(
 
 
 def test_a_run_does_not_begin_on_a_judges_nonsense(server: Server) -> None:  # noqa: F811
-    server.answer = lambda body: "As a language model I cannot"  # type: ignore[method-assign]
+    server.answer = lambda body: "As a language model I cannot"
     scorer = judge.Scorer(judge.load(judge_at(server.address), seed=0), rubric="Be polite.")
     prompts = [[{"role": "user", "content": "Say hello."}]] * judge.ENOUGH
     with pytest.raises(Refused, match="none of its first 16 answers is a number"):

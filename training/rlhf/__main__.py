@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from training.rlhf import checkpoints, cost, failures, standby
+from training.rlhf import checkpoints, cost, failures, leftovers, standby
 from training.rlhf.config import FORMAT, RunConfig
 from training.rlhf.failures import Refused
 from training.rlhf.progress import Cancelled, listen_for_stop, raise_if_stopped
@@ -165,6 +165,7 @@ def check(run_dir: RunDir, config: RunConfig) -> int:
 
 def carry_out(run_dir: RunDir, config: RunConfig) -> None:
     started = time.monotonic()
+    leftovers.sweep(run_dir)
     checkpoints.remove_incomplete(run_dir)
     meter = cost.Meter(run_dir)
     progress = ProgressWriter(run_dir)

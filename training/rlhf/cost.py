@@ -12,6 +12,9 @@ class Cost(TypedDict, total=False):
     """Of the attempt that ended the run. `from_step` above 0: an earlier attempt did a part of it."""
 
     seconds: float  # all of it, loading and evaluation included
+    cpu_seconds: (
+        float  # of all its threads: on a machine that does other things, how much of `seconds` it had
+    )
     train_seconds: float
     evaluation_seconds: float
     peak_memory_bytes: int  # on a GPU what was allocated there, else of the process in main memory
@@ -25,13 +28,14 @@ class Meter:
     def __init__(self, run_dir: RunDir) -> None:
         memory.begin()
         self.run_dir = run_dir
-        self.started = time.monotonic()
+        self.started, self.cpu = time.monotonic(), time.process_time()
         last = run_dir.last_checkpoint()
         self.from_step = int(last.name.rpartition("-")[2]) if last else 0
 
     def read(self, *, train_seconds: float, evaluation_seconds: float) -> Cost:
         found = Cost(
             seconds=round(time.monotonic() - self.started, 2),
+            cpu_seconds=round(time.process_time() - self.cpu, 2),
             train_seconds=round(train_seconds, 2),
             evaluation_seconds=round(evaluation_seconds, 2),
             peak_memory_bytes=memory.highest_bytes(),

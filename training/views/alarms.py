@@ -37,7 +37,7 @@ def _of_evaluation(run: Run) -> list[str]:
     if run.makes == "reward_model" and accuracy is not None and pairs and accuracy <= 0.5 + pairs**-0.5:
         found.append(
             f"On {pairs:.0f} held-out pairs it agrees with people {accuracy:.0%} of the time, which a coin "
-            "may do as well. Collect more comparisons, begin from a policy after SFT, and look at how far raters "
-            "agree with each other."
+            "may do as well. Collect more comparisons, begin from a policy after SFT, and look at how far "
+            "raters agree with each other."
         )
     return found
