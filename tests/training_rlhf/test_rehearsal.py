@@ -17,7 +17,7 @@ import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from tests.training_rlhf.conftest import MakeRun, run_child, write_rows  # noqa: E402
-from training.rlhf import memory, recipe, rehearsal  # noqa: E402
+from training.rlhf import loading, memory, recipe, rehearsal, rendering  # noqa: E402
 from training.rlhf.__main__ import settled  # noqa: E402
 from training.rlhf.config import RunConfig  # noqa: E402
 from training.rlhf.failures import NotBegun  # noqa: E402
@@ -81,6 +81,10 @@ def test_a_run_ends_in_the_same_bits_with_it_and_without(
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert lines_of(rehearsed) == lines_of(other)
+
+    lineage = json.loads((rehearsed.model / "lineage.json").read_text())
+    kept = rendering.template_hash(loading.load_tokenizer(str(rehearsed.model)))
+    assert lineage["template_hash"] == kept  # what it was trained with is what it is served with
 
     found = json.loads(rehearsed.rehearsal.read_text())
     assert found["rehearsal/rows"] >= 4
