@@ -12,6 +12,7 @@ FROM_THE_GPU_SIDE = {
     "training.rlhf",
     "training.rlhf.compatibility",
     "training.rlhf.config",
+    "training.rlhf.leftovers",
     "training.rlhf.methods",
     "training.rlhf.mixture_settings",
     "training.rlhf.method_settings",
@@ -23,6 +24,7 @@ FROM_THE_GPU_SIDE = {
     "training.rlhf.starter.hidden_preference",
 }
 STANDARD_LIBRARY_ONLY = [
+    "leftovers",
     "compatibility",
     "config",
     "methods",

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
@@ -11,7 +12,14 @@ from typing import Any
 
 from training.models import Run
 from training.results import ResultsRefused, read_json, storable
-from training.rlhf.run_dir import EXIT_CANCELLED, EXIT_COMPLETE, EXIT_REFUSED, RunDir, RunError
+from training.rlhf.run_dir import (
+    EXIT_CANCELLED,
+    EXIT_COMPLETE,
+    EXIT_NOT_BEGUN,
+    EXIT_REFUSED,
+    RunDir,
+    RunError,
+)
 
 State = Run.State
 MAX_FRUITLESS = 3  # attempts in a row that died without a new checkpoint
@@ -43,6 +51,8 @@ def of_run(code: int, *, run: Run, run_dir: RunDir, stopping: Stop | None, print
     if stopping is Stop.RELEASE:
         return Ending(State.QUEUED, f"Its worker stopped. {goes_on_from(run_dir)}")
     explained = error_of(run_dir)
+    if code == EXIT_NOT_BEGUN and run_dir.last_checkpoint() is None:  # as if the check had found it
+        return Ending(State.REFUSED, explained or "A step on the longest batch cannot be taken.")
     if code == EXIT_REFUSED or explained:  # it knows what is wrong: the same again would not help
         return Ending(State.FAILED, explained or "It refused its input.")
     return _died(code, run, run_dir, printed)
@@ -53,6 +63,8 @@ def _died(code: int, run: Run, run_dir: RunDir, printed: str) -> Ending:
     why = how_it_ended(code)
     if is_disk_full(run_dir.path, printed):  # which may be why it could not say a word
         return Ending(State.FAILED, f"{disk_full(run_dir.path)} {goes_on_from(run_dir)}")
+    if code == -signal.SIGKILL and (step := step_under_way(run_dir)):
+        return Ending(State.REFUSED if run_dir.last_checkpoint() is None else State.FAILED, step)
     fruitless = run.fruitless_attempts + 1
     counted = {"fruitless_attempts": fruitless}
     if fruitless < MAX_FRUITLESS:
@@ -62,6 +74,25 @@ def _died(code: int, run: Run, run_dir: RunDir, printed: str) -> Ending:
         f"{why} That was attempt {fruitless} in a row without a new checkpoint. {goes_on_from(run_dir)}",
         counted,
     )
+
+
+def step_under_way(run_dir: RunDir) -> str:
+    """Words for a child that was killed during its step on the longest batch; empty when it was not.
+
+    On a CPU nothing refuses memory that is not there: the system kills who takes it.
+    """
+    try:
+        step = json.loads(run_dir.rehearsal.read_text(encoding="utf-8"))
+        if not step["under_way"]:
+            return ""
+        return (
+            f"It was killed while it tried one step on the longest batch ({step['rows']} texts of up to "
+            f"{step['tokens']} tokens): most likely the machine ran out of memory. Lower batch_size "
+            f"({step['batch_size']}) and raise gradient_accumulation by the same factor, lower max_length, "
+            "turn gradient_checkpointing on, or tune by LoRA or QLoRA."
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def of_check(code: int, *, run: Run, run_dir: RunDir, stopping: Stop | None, printed: str = "") -> Ending:

@@ -17,6 +17,7 @@ from django.utils import timezone
 from labeling import datasets, rounds
 from labeling.models import PreferenceDataset, Prompt
 from training.models import Run
+from training.rlhf import leftovers
 from training.rlhf.methods import METHODS
 from training.rlhf.run_dir import RunDir, SampleRequest, write_json
 from training.runs import sampling_name
@@ -39,6 +40,8 @@ class SamplingTask(TypedDict):
 def write_run_folder(run: Run) -> RunDir:
     """The run's folder, written now or found whole from an earlier attempt. Raises OSError as well."""
     folder = run.folder
+    for draft in leftovers.drafts_of(folder):  # the run is ours by its lease: whoever wrote this is gone
+        leftovers.remove(draft)
     if is_written(run):
         return RunDir(folder)
     if folder.exists():
@@ -59,6 +62,18 @@ def write_run_folder(run: Run) -> RunDir:
 def is_written(run: Run) -> bool:
     """Whether the run's own folder is there, from an earlier attempt."""
     return _identity(run.folder) == _identity_of(run)
+
+
+def sweep(run: Run) -> None:
+    """Of a run that is deleted: what it would have gone on from, and what was left half-written.
+
+    Its recipe, data, figures and model stay: nobody asked to lose them, and they are small or still used.
+    """
+    for draft in leftovers.drafts_of(run.folder):
+        leftovers.remove(draft)
+    if is_written(run):
+        leftovers.sweep(RunDir(run.folder))
+        leftovers.remove(RunDir(run.folder).checkpoints)
 
 
 def _identity_of(run: Run) -> dict[str, Any]:

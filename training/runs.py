@@ -200,7 +200,10 @@ def resume(*, run: Run, by: User | None) -> Run:
         "stderr_tail": "",
     }
     _require_wanted(run)
-    was_checked = run.method == Run.Method.SAMPLE or bool(run.preflight.get("ok"))
+    # What a first step refused is checked again as a whole: something was changed, here or on the machine.
+    was_checked = run.method == Run.Method.SAMPLE or (
+        bool(run.preflight.get("ok")) and run.state != State.REFUSED
+    )
     try:
         if was_checked:
             over = {State.CANCELLED, State.FAILED}

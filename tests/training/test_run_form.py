@@ -249,6 +249,20 @@ def test_what_the_recipe_refuses_stands_beside_its_field_in_the_words_of_the_pag
     assert ("<details open>" in page) == any(field.name in marked for field in form.folded())
 
 
+def test_completions_that_do_not_divide_a_step_are_refused_beside_their_number(
+    manager: Client, project: Project, ann: User
+) -> None:
+    make_starter(project)
+    make_dataset(project, ann)
+    address = reverse("run_new", args=[project.slug])
+    page = manager.get(address, {"method": "rloo"})
+    posted = settings_of(page, completions_per_prompt=7, rule_1_kind="length", rule_1_text="40 to 80")
+    answer = manager.post(f"{address}?method=rloo", posted)
+    assert answer.status_code == 422
+    assert "does not divide the" in str(answer.context["form"].errors["completions_per_prompt"])
+    assert not Run.objects.exists()
+
+
 def test_a_dataset_of_another_project_cannot_be_chosen(manager: Client, project: Project, ann: User) -> None:
     make_starter(project)
     make_dataset(project, ann)

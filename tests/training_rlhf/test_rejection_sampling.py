@@ -157,9 +157,19 @@ def test_learning_the_best_makes_the_next_completions_better(run: RunDir, make_r
     rows: list[DrawnRow] = list(read_jsonl(run_dir.path / rejection_sampling.FILE))
     kept = sum(best(row) is not None for row in rows)
     assert kept == 7
-    assert result["rows"] == {"train": {"kept": kept, "dropped": 7 - kept}}
+    assert result["rows"]["train"] == {"kept": kept, "dropped": 7 - kept}
+    assert sum(result["rows"]["test"].values()) == 2
     assert result["steps"] == -(-kept // 4) * 8
     assert result["lineage"]["parent"] == config.model
+    told = list(read_jsonl(run_dir.progress))
+    assert [line["step"] for line in told if "reward_best" in line["values"]] == [*range(1, 8), 7]
+    losses = [(line["step"], line["values"]["loss"]) for line in told if "loss" in line["values"]]
+    assert [step for step, _ in losses] == list(range(1, result["steps"] + 1))
+    held_out = [(line["step"], line["values"]["eval_loss"]) for line in told if "eval_loss" in line["values"]]
+    assert len(held_out) >= 9  # before the first step, after each of 8 epochs
+    assert held_out[0][0] == 0
+    assert held_out[-1][1] < held_out[0][1]
+    assert result["held_out"]["eval_loss"] == pytest.approx(held_out[-1][1])
     before = figures(rows)["eos_rate"]
     tokenizer, model = loading.load_tokenizer(str(run_dir.model)), loading.load_policy(str(run_dir.model))
     asked = [row["prompt"] for row in rows] * 16

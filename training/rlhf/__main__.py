@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from training.rlhf import checkpoints, failures, standby
+from training.rlhf import checkpoints, cost, failures, leftovers, standby
 from training.rlhf.config import FORMAT, RunConfig
 from training.rlhf.failures import Refused
 from training.rlhf.progress import Cancelled, listen_for_stop, raise_if_stopped
@@ -165,7 +165,9 @@ def check(run_dir: RunDir, config: RunConfig) -> int:
 
 def carry_out(run_dir: RunDir, config: RunConfig) -> None:
     started = time.monotonic()
+    leftovers.sweep(run_dir)
     checkpoints.remove_incomplete(run_dir)
+    meter = cost.Meter(run_dir)
     progress = ProgressWriter(run_dir)
     result: dict[str, Any] = {"format": FORMAT, "method": config.method}
     if config.method == "sample":
@@ -181,7 +183,13 @@ def carry_out(run_dir: RunDir, config: RunConfig) -> None:
         result |= recipe.train(run_dir, config, progress)
         raise_if_stopped()
         by_dataset = result.pop("datasets", None)
+        trained = time.monotonic()
         result["evaluation"] = recipe.evaluate(run_dir, config, progress, by_dataset=by_dataset)
+        result["cost"] = meter.read(
+            train_seconds=float(result.get("train_seconds", 0.0)),
+            evaluation_seconds=time.monotonic() - trained,
+        )
+        meter.note(result["cost"])
     result["seconds"] = round(time.monotonic() - started, 2)
     progress.write("Complete")
     write_json(run_dir.result, result)

@@ -73,6 +73,8 @@ class PromptCollator:
 class DistillationTrainer(Checkpointed, Trainer):
     """The divergence between student and teacher on the tokens of completions, by either of them."""
 
+    _rehearses = False  # a step on completions that nobody wrote
+
     def __init__(
         self,
         *,
@@ -121,8 +123,25 @@ class DistillationTrainer(Checkpointed, Trainer):
         self._micro += 1
         return (loss, {"of_rows": of_rows.detach()}) if return_outputs else loss
 
+    def longest_batch(self) -> dict[str, Any]:
+        """The longest prompts, each with as long a completion as the student may come to write."""
+        batch = super().longest_batch()
+        most = self.config.sampling.max_new_tokens if self.config.distillation.on_policy else 0
+        batch["completion_ids"] = [(ids * most)[: max(most, len(ids))] for ids in batch["completion_ids"]]
+        lengths = map(len, (p + c for p, c in zip(batch["prompt_ids"], batch["completion_ids"], strict=True)))
+        return batch | {"shape": (len(batch["prompt_ids"]), max(lengths))}
+
+    def rehearsed_loss(self, inputs: dict[str, Any]) -> Any:
+        self._rehearses = True
+        try:
+            return super().rehearsed_loss(inputs)
+        finally:
+            self._rehearses = False
+
     def _is_on_policy(self) -> bool:
         """By seed, step and batch alone, so that a resumed run decides as one that ran through."""
+        if self._rehearses:
+            return False
         drawn = torch.rand((), generator=torch.Generator().manual_seed(self._seed()))
         return bool(drawn < self.config.distillation.on_policy)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from training.rlhf.checkpoints import CheckpointNotSaved, is_disk_full
 from training.rlhf.config import ConfigError
-from training.rlhf.run_dir import EXIT_CRASHED, EXIT_REFUSED, RunDir, RunError
+from training.rlhf.run_dir import EXIT_CRASHED, EXIT_NOT_BEGUN, EXIT_REFUSED, RunDir, RunError
 
 _OURS = Path(__file__).resolve().parent
 
@@ -22,6 +22,10 @@ class Refused(Exception):
         self.what = what
         self.where = where
         self.do = do
+
+
+class NotBegun(Refused):
+    """The first step was tried and cannot be taken: nothing was trained, and nothing is to be resumed."""
 
 
 class RenderError(ValueError):
@@ -49,6 +53,8 @@ class Collapsed(Exception):
 def explain(error: BaseException, *, run_dir: RunDir) -> tuple[RunError, int]:
     """The words for `error.json` and the exit code."""
     match error:
+        case NotBegun():
+            return RunError(what=error.what, where=error.where, do=error.do), EXIT_NOT_BEGUN
         case Refused():
             return RunError(what=error.what, where=error.where, do=error.do), EXIT_REFUSED
         case ConfigError():
@@ -93,7 +99,7 @@ def explain(error: BaseException, *, run_dir: RunDir) -> tuple[RunError, int]:
             where=str(run_dir.path),
             do=f"Free space and resume the run. {_what_is_kept(run_dir.last_checkpoint())}",
         ), EXIT_CRASHED
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+    if is_out_of_memory(error):
         return RunError(
             what=f"The memory did not suffice. {str(error).partition(chr(10))[0]}".strip(),
             where=_place(error),
@@ -105,6 +111,12 @@ def explain(error: BaseException, *, run_dir: RunDir) -> tuple[RunError, int]:
         where=_place(error),
         do=f"This should not happen; the log has the whole trace. {_what_is_kept(run_dir.last_checkpoint())}",
     ), EXIT_CRASHED
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the GPU or of the machine; torch's allocator for the CPU says it in words of its own."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said
 
 
 def _checkpoint(error: CheckpointNotSaved) -> RunError:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -27,7 +27,8 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from training.rlhf import checkpoints, lineage, loading
+from training.rlhf import checkpoints, finite, lineage, loading, rehearsal
+from training.rlhf.alarms import Alarms
 from training.rlhf.config import RunConfig, Training
 from training.rlhf.failures import Diverged, Refused
 from training.rlhf.methods import METHODS
@@ -160,6 +161,25 @@ class Checkpointed(Trainer):
         """What the sum over a batch's elements is divided by; the mean over the step's batches follows."""
         return self.elements_per_batch if training else float(inputs["elements"])
 
+    def longest_batch(self) -> dict[str, Any]:
+        """What takes most memory of all batches that may come (training.rlhf.rehearsal), on the device."""
+        rows: Any = self.train_dataset
+        texts = [len(one) for one in rows["conversations"]] if "conversations" in rows.column_names else None
+        lengths = list(rows["length"])
+        chosen = rehearsal.longest_rows(lengths, texts or [1] * len(lengths), self.args.train_batch_size)
+        collate: Any = self.data_collator
+        batch: dict[str, Any] = self._prepare_inputs(collate([rows[number] for number in chosen]))
+        self.elements_per_batch = float(batch["elements"])
+        return batch
+
+    def rehearsed_loss(self, inputs: dict[str, Any]) -> Any:
+        return self.compute_loss(cast(Any, self.model), inputs)
+
+    def share_of_longest(self) -> float:
+        """Tokens of a batch as they come, in those of the longest."""
+        rows: Any = self.train_dataset
+        return rehearsal.share_of_longest(list(rows["length"]), self.args.train_batch_size)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
@@ -207,6 +227,7 @@ class Checkpointed(Trainer):
                 resume_from_checkpoint,
                 "Start a new run: a recipe is not changed once its run has begun.",
             )
+        finite.refuse_checkpoint(stored.items(), Path(resume_from_checkpoint))
         with torch.no_grad():
             for name, weight in trained.items():
                 weight.copy_(stored[name])
@@ -230,8 +251,11 @@ def fit(trainer: Trainer, *, run_dir: RunDir, progress: ProgressWriter) -> None:
         trainer._load_from_checkpoint(str(last))
         progress.step = progress.total_steps = checkpoints.step_of(last)
         return
+    if isinstance(trainer, Checkpointed):
+        rehearsal.of_trainer(trainer, run_dir=run_dir, progress=progress)
     trainer.remove_callback(PrinterCallback)  # what it prints is in progress.jsonl
     trainer.add_callback(Reporter(progress))
+    trainer.add_callback(Alarms(progress))
     with finishing_before_stop():
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         if stop_requested():

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from training.rlhf import rendering, scoring
+from training.rlhf import finite, rendering, scoring
 from training.rlhf.model_files import ModelRefused as ModelRefused
 from training.rlhf.model_files import attempt, causal_config, checked_config, is_encoder, reward_config
 from training.rlhf.tuning_kinds import adapters
@@ -88,15 +88,17 @@ def _new_parts(config: PreTrainedConfig) -> tuple[str, ...]:
 
 
 def check_weights(location: str, *, purpose: Literal["policy", "reward_base", "reward_model"]) -> None:
-    """Raise ModelRefused where the loader for this purpose would, without reading a number.
+    """Raise ModelRefused where the loader for this purpose would, without loading the model.
 
-    On the meta device transformers compares names, shapes and lengths with the headers of the files, through
-    the same renaming as in earnest. A hub id passes: its files may not be here yet.
+    Whether its weights are numbers is read tensor by tensor, of all but very large models. For the rest: on
+    the meta device transformers compares names, shapes and lengths with the headers of the files, through the
+    same renaming as in earnest. A hub id passes: its files may not be here yet.
     """
     config = causal_config(location) if purpose == "policy" else reward_config(location)
     if not Path(location).is_dir():
         return
     adapters.kind_beside(location)
+    _refuse_no_numbers(attempt(location, lambda: finite.unsound_in(Path(location))), location)
     if purpose == "policy":
         _load_whole(AutoModelForCausalLM, location, device_map="meta")
     else:
@@ -218,6 +220,7 @@ def _load_whole(
             location,
             "Name a model that was saved whole.",
         )
+    _refuse_no_numbers(finite.unsound(model.named_parameters()), location)
     # On a CPU that knows bf16 products bitsandbytes would pack a 4-bit layer anew, and round its scales, when
     # it is first read outside training: reading the reference would change the policy.
     for layer in model.modules():
@@ -225,6 +228,15 @@ def _load_whole(
             layer.support_avx512bf16_for_cpu = False
     model.eval()
     return model
+
+
+def _refuse_no_numbers(names: list[str], location: str) -> None:
+    if names:
+        raise ModelRefused(
+            f"The weights hold NaN or infinity where numbers should be: {finite.in_words(names)}.",
+            location,
+            "Begin from another model, or from a checkpoint of before its training diverged.",
+        )
 
 
 def _take_eos_from(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase, location: str) -> None:

@@ -19,24 +19,35 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from training.rlhf import checkpoints, sampling
+from training.rlhf import checkpoints, online_rehearsal, sampling
 from training.rlhf.config import RunConfig
 from training.rlhf.config import Sampling as SamplingSettings
 from training.rlhf.failures import Refused
 from training.rlhf.fitting import Checkpointed, settings
 from training.rlhf.method_settings import Grpo, Rloo
+from training.rlhf.methods import METHODS
 from training.rlhf.progress import Cancelled
 from training.rlhf.rendering import Messages
 from training.rlhf.rewards import NamedRewards, load_rewards
 from training.rlhf.rows import held_out
 from training.rlhf.rows.single_rows import PromptRow
-from training.rlhf.run_dir import RunDir
+from training.rlhf.run_dir import RunDir, RunError
 from training.rlhf.sampling import Sampled
 from training.rlhf.tuning import make_ready, peft_config, prepare, without_dropout
 
 MISSING_EOS = "missing_eos"  # among the parts of a reward: -1 for a completion that was cut
 _REUSED = "completions.pt"  # in a checkpoint: those that later steps learn from once more
 _EVALUATIONS = 1_000_000_000  # their draws are numbered from here, far from those of steps
+
+
+def check(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[list[RunError], list[str]]:
+    """A warning where completions are not draws of the policy itself: the loss takes them for such."""
+    if config.sampling.top_p == 1:
+        return [], []
+    return [], [
+        f"Completions are drawn with top-p {config.sampling.top_p:g}: {METHODS[config.method].label} takes "
+        "them for draws of the policy itself, and learns with wrong probabilities. Set sampling.top_p to 1."
+    ]
 
 
 class PromptSampler(Sampler[int]):
@@ -186,6 +197,21 @@ class OnlineTrainer(Checkpointed):
         """TRL's lists of what is measured, by name."""
         trl: Any = self
         return trl._metrics["train" if self._training() else "eval"]
+
+    # What is tried before the first step
+
+    def longest_batch(self) -> dict[str, Any]:
+        """The longest prompts, each with a completion of as many tokens as may be written."""
+        trl: Any = self
+        return online_rehearsal.batch_of(
+            trl,
+            prompts=[row["prompt"] for row in trl.train_dataset],
+            drawing=self.drawing,
+            rewards=self.rewards,
+        )
+
+    def share_of_longest(self) -> float:
+        return 1.0
 
     # What outlives the process
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from training.rlhf import checkpoints, fitting, loading, online_prompts, sampling
+from training.rlhf import checkpoints, fitting, loading, online_prompts, ppo_rehearsal, sampling
 from training.rlhf.config import RunConfig
 from training.rlhf.failures import Collapsed
 from training.rlhf.losses import policy_gradient
@@ -33,6 +33,7 @@ from training.rlhf.rows.door import Message
 from training.rlhf.run_dir import ProgressWriter, RunDir
 
 _NOTED = (*ppo_update.NOTED, "grad_norm")  # of each update
+_LEAST_KL = -5.0  # what cannot be below 0 is estimated from a rollout, and may be a little
 _FIRST_DRAW = 1000  # numbers of seeds below are the evaluation's
 
 
@@ -59,6 +60,7 @@ def train(
     loop = Loop(
         run_dir, config, progress, models=models, tokenizer=tokenizer, prompts=prompts, rewards=rewards
     )
+    ppo_rehearsal.of_loop(loop)
     started = time.monotonic()
     with finishing_before_stop():
         loop.run()
@@ -234,6 +236,9 @@ class Loop:
         for is_over, words in (
             (figures["kl"] > settings.most_kl,
              f"its KL is {figures['kl']:.1f} nats a completion, above most_kl ({settings.most_kl:g})"),
+            (figures["kl"] < _LEAST_KL,
+             f"its KL is {figures['kl']:.1f} nats a completion: below 0, so completions are not drawn from "
+             "the policy that learns"),
             (figures["entropy"] < settings.least_entropy,
              f"its entropy is {figures['entropy']:.4f} nats a token, below least_entropy "
              f"({settings.least_entropy:g})"),

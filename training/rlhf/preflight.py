@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from training.rlhf import failures, learners, loading, rendering, sampling
+from training.rlhf import disk, failures, learners, loading, rendering, sampling
 from training.rlhf.checks import estimate
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Element, Row
@@ -74,6 +74,9 @@ def _check(run_dir: RunDir, config: RunConfig) -> Preflight:
     guess = {}
     if train:
         guess = estimate.of(config, model_config, train, test, prompts, count_tokens=count_tokens)
+        wanted, there = disk.Need(**guess["disk"]), disk.free(run_dir.path)
+        guess |= {"disk_bytes": wanted.bytes, "disk_available_bytes": there}
+        errors += disk.errors(wanted, there=there, run_dir=run_dir)
     sample = _sample(train)
     said = {error["what"] for error in errors}
     return _answer(

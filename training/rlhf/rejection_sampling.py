@@ -4,6 +4,9 @@ Llama 2's other half beside PPO (2307.09288, section 3.2.3). What was drawn, wit
 `drawn.jsonl` of the run folder, complete once it has that name: a run that was stopped goes on drawing where
 it stood, and one that was stopped while it trained does not draw again. A completion that was cut is never
 the best one: a policy that imitates it forgets how to stop.
+
+While it draws, a step is a prompt; then a step is one of SFT. The best of held-out prompts, drawn alike, are
+what its held-out loss is measured on (`drawn.test.jsonl`).
 """
 
 import gc
@@ -16,19 +19,34 @@ from typing import Any, TypedDict
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import IntervalStrategy
 
-from training.rlhf import fitting, loading, online_prompts, sampling, sft
+from training.rlhf import (
+    fitting,
+    likelihood,
+    loading,
+    online_prompts,
+    online_rehearsal,
+    rehearsal,
+    sampling,
+    sft,
+)
 from training.rlhf.config import RunConfig
 from training.rlhf.failures import Refused
+from training.rlhf.likelihood import Labelled
 from training.rlhf.model_files import causal_config
 from training.rlhf.progress import finishing_before_stop, raise_if_stopped, report
 from training.rlhf.reward_kinds.reward_interface import Rewards
 from training.rlhf.rewards import load_rewards
+from training.rlhf.rows import held_out
 from training.rlhf.rows.single_rows import Demonstration, PromptRow
 from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl
 from training.rlhf.tuning import loaded_dtype
 
 FILE = "drawn.jsonl"
+HELD_OUT_FILE = "drawn.test.jsonl"
+MOST_HELD_OUT = 64  # prompts
+_HELD_OUT_DRAWS = 1_000_000  # numbers of their draws begin here, far from those that are learnt from
 _AT_ONCE = 256  # completions drawn and scored between two lines of progress
 
 
@@ -55,8 +73,18 @@ def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[
     prompts, counted = online_prompts.usable(run_dir, config, tokenizer, causal_config(config.model))
     dropped = counted["train"]["dropped"]
     progress.write(f"{len(prompts)} prompts to write to, {dropped} left out")
+    unseen = held_out.read(run_dir, config, tokenizer, causal_config(config.model)).prompts[:MOST_HELD_OUT]
+    if not (run_dir.path / FILE).exists():
+        _rehearse(run_dir, config, prompts, progress)
     rows = draw(run_dir, config, prompts, progress)
-    chosen = [one for row in rows if (one := best(row)) is not None]
+    tests = draw(
+        run_dir,
+        config,
+        [PromptRow(line=one.line + 1, prompt=one.messages) for one in unseen],
+        progress,
+        file=HELD_OUT_FILE,
+    )
+    chosen, held = ([one for row in drawn if (one := best(row)) is not None] for drawn in (rows, tests))
     if not chosen:
         raise Refused(
             f"None of the completions of {len(rows)} prompts ended within {config.sampling.max_new_tokens} "
@@ -69,9 +97,12 @@ def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[
     model = loading.load_policy(config.model, dtype=loaded_dtype(config))
     loading.fit(model, tokenizer, where=config.model)
     trainer = sft.make_trainer(
-        model=model, tokenizer=tokenizer, train=chosen, test=[], config=config, run_dir=run_dir
+        model=model, tokenizer=tokenizer, train=chosen, test=held, config=config, run_dir=run_dir
     )
+    if held:  # before the first step, and after each epoch
+        trainer.args.eval_strategy, trainer.args.eval_on_start = IntervalStrategy.EPOCH, True
     fitting.fit(trainer, run_dir=run_dir, progress=progress)
+    loss: dict[str, float] = trainer.evaluate() if held else {}
     seconds = time.monotonic() - started
     report(progress, {"train_seconds": seconds}, message="Saving the model")
     fitting.save_trained(trainer, tokenizer, run_dir=run_dir, config=config)
@@ -80,22 +111,60 @@ def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[
     torch.cuda.empty_cache()
     left_out = len(rows) - len(chosen)  # every completion of theirs was cut
     return {
-        "rows": {"train": {"kept": len(chosen), "dropped": dropped + left_out}},
+        "rows": {
+            "train": {"kept": len(chosen), "dropped": dropped + left_out},
+            "test": {"kept": len(held), "dropped": len(unseen) - len(held)},
+        },
         "steps": progress.total_steps,
         "lineage": json.loads((run_dir.model / "lineage.json").read_text(encoding="utf-8")),
         "train_seconds": round(seconds, 2),
-        "held_out": {},
+        "held_out": loss,
     }
 
 
-def draw(
+def _rehearse(
     run_dir: RunDir, config: RunConfig, prompts: Sequence[PromptRow], progress: ProgressWriter
+) -> None:
+    """A step of the SFT to come, before anything is drawn for it: the longest prompts, answered at length."""
+    tokenizer = loading.load_tokenizer(config.model)
+    model = loading.load_policy(config.model, dtype=loaded_dtype(config))
+    loading.fit(model, tokenizer, where=config.model)
+    _, samples = online_rehearsal.longest(
+        model,
+        tokenizer,
+        [row.prompt for row in prompts],
+        drawing=config.sampling,
+        count=len(prompts),
+    )
+    trainer = likelihood.trainer_of(
+        model=model,
+        tokenizer=tokenizer,
+        train=[Labelled([*one.prompt_ids, *one.ids], start=len(one.prompt_ids)) for one in samples],
+        test=[],
+        config=config,
+        run_dir=run_dir,
+    )
+    rehearsal.of_trainer(trainer, run_dir=run_dir, progress=progress)
+    del trainer, model
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def draw(
+    run_dir: RunDir,
+    config: RunConfig,
+    prompts: Sequence[PromptRow],
+    progress: ProgressWriter,
+    *,
+    file: str = FILE,
 ) -> list[DrawnRow]:
-    """What drawn.jsonl holds, after drawing whatever it lacks. Raises Cancelled between two tokens."""
-    complete = run_dir.path / FILE
-    if complete.exists():
+    """What the file holds, after drawing whatever it lacks. Raises Cancelled between two tokens."""
+    complete = run_dir.path / file
+    if complete.exists() or not prompts:
         return list(read_jsonl(complete))
-    draft = run_dir.path / f".{FILE}"
+    draft = run_dir.path / f".{file}"
+    is_learnt = file == FILE
+    first = 0 if is_learnt else _HELD_OUT_DRAWS
     at_once = max(1, _AT_ONCE // config.rejection_sampling.completions_per_prompt)
     done = _whole_chunks(draft, at_once)
     progress.write("Loading the policy and the reward")
@@ -108,10 +177,14 @@ def draw(
         for start in range(done, len(prompts), at_once):
             raise_if_stopped()
             chunk = prompts[start : start + at_once]
-            rows = _draw_chunk(model, tokenizer, rewards, chunk, config, number=start // at_once)
+            rows = _draw_chunk(model, tokenizer, rewards, chunk, config, number=first + start // at_once)
             _append(draft, rows)
-            values = figures(rows)
-            report(progress, values, message=f"Wrote to {start + len(chunk)} of {len(prompts)} prompts")
+            done = start + len(chunk)
+            if is_learnt:
+                progress.step, progress.total_steps = done, len(prompts)
+                report(progress, figures(rows), message=f"Wrote to {done} of {len(prompts)} prompts")
+            else:
+                progress.write(f"Wrote to {done} of {len(prompts)} held-out prompts")
         os.replace(draft, complete)
     del model, rewards
     gc.collect()

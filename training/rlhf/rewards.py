@@ -1,7 +1,7 @@
 """A run's reward: named functions of a completion, and their weighted sum.
 
 `load_rewards` gives online methods what `training.rlhf.reward_kinds.reward_interface` asks for; `problems`
-says before the start what would be refused then, without loading a weight.
+says before the start what would be refused then, without loading a model.
 """
 
 from collections.abc import Callable, Sequence
@@ -87,7 +87,7 @@ def load_rewards(config: RunConfig) -> NamedRewards:
 
 
 def problems(config: RunConfig) -> tuple[list[RunError], list[str]]:
-    """Errors and warnings about a run's rewards, found from tokenizers and headers alone."""
+    """Errors and warnings about a run's rewards: from files, and from one question to a judge's server."""
     errors: list[RunError] = []
     warnings: list[str] = []
     for reward in config.rewards:
@@ -105,7 +105,9 @@ def _check(reward: RewardFunction, config: RunConfig) -> str:
     options = options_of(reward)
     if isinstance(options, PythonOptions):
         reward_functions.load_function(options, where=f"rewards.{reward.name}")
-    if isinstance(options, JudgeOptions) and not is_address(reward.location):
+    if isinstance(options, JudgeOptions) and is_address(reward.location):
+        judge.ask_once(reward)
+    elif isinstance(options, JudgeOptions):
         loading.load_tokenizer(reward.location)
         loading.check_weights(reward.location, purpose="policy")
     if not isinstance(options, ModelOptions):

@@ -6,6 +6,7 @@ data/                TABLE.train.jsonl and TABLE.test.jsonl of the tables that t
 data/mixture/NAME/   the same of each further dataset (training.rlhf.mixture)
 preflight.json       written by `python -m training.rlhf RUN_DIR --preflight`
 progress.jsonl       appended: one ProgressLine a line, `seq` counts from 1 without gaps
+rehearsal.json       how the step on the longest batch went, which is tried before training begins
 checkpoints/         checkpoint-STEP/, usable once it holds `complete.json`
 model/               what was trained: safetensors, tokenizer, `lineage.json`
 completions.jsonl    one SampledCompletion a line
@@ -30,6 +31,7 @@ EXIT_CRASHED = 1
 EXIT_CANCELLED = 3  # told to stop, checkpoint saved: can be resumed
 EXIT_REFUSED = 4  # the input is at fault: error.json says what to do
 EXIT_LOCKED = 5  # another process works in this folder
+EXIT_NOT_BEGUN = 6  # a step on the longest batch was tried and cannot be taken: error.json says what to do
 
 
 class ProgressLine(TypedDict):
@@ -99,6 +101,7 @@ class RunDir:
         self.data = self.path / "data"
         self.preflight = self.path / "preflight.json"
         self.progress = self.path / "progress.jsonl"
+        self.rehearsal = self.path / "rehearsal.json"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self.completions = self.path / "completions.jsonl"

@@ -196,6 +196,8 @@ class PreflightReport:
     trained_parameters: float | None
     memory_bytes: float | None
     memory_available_bytes: float | None
+    disk_bytes: float | None
+    disk_available_bytes: float | None
     device: str
 
 
@@ -232,6 +234,8 @@ def preflight_report(found: dict[str, Any]) -> PreflightReport | None:
                 "trained_parameters",
                 "memory_bytes",
                 "memory_available_bytes",
+                "disk_bytes",
+                "disk_available_bytes",
             )
         },
     )

@@ -16,7 +16,7 @@ from training.forms.run import RunForm
 from training.ingredients import TRAINABLE, can_be_learnt_from, datasets_to_learn_from, trained_policies
 from training.models import Artifact, Run
 from training.rlhf.methods import METHODS
-from training.views import evaluations, method_choice, mixtures
+from training.views import alarms, costs, evaluations, method_choice, mixtures
 from training.views.curves import curves_of
 from training.views.queue import waits_behind
 from training.views.settings import rewards_in_words, settings_in_words
@@ -143,6 +143,8 @@ def _state_context(run: Run) -> dict[str, Any]:
         "policy_figures": evaluations.policy_figures(evaluation),
         "evaluation_error": evaluations.evaluation_error(evaluation),
         "artifact": _artifact_of(run),
+        "alarms": alarms.of(run),
+        "cost": costs.cost(run),
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from training.rlhf import mixture
+from training.rlhf import disk, mixture
 from training.rlhf.checks import workload
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Row
@@ -97,6 +97,7 @@ def of(
         "evaluation_seconds": round(writing, 1),
         "memory_bytes": int(memory),
         "memory_available_bytes": _available(),
+        "disk": disk.need(config, model_config, weights, steps=steps)._asdict(),
     }
 
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training.rlhf import checkpoints, scoring
+from training.rlhf import checkpoints, finite, scoring
 from training.rlhf.losses.policy_gradient import RunningScale
 from training.rlhf.ppo_parts.rollout import Rollout
 from training.rlhf.run_dir import RunDir, write_json
@@ -92,6 +92,7 @@ def forget(run_dir: RunDir, step: int) -> None:
 def load(folder: Path, *, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> State:
     """Put a checkpoint's weights and optimiser in place, and return the rest of it."""
     weights, moments = load_file(folder / "weights.safetensors"), load_file(folder / "optimizer.safetensors")
+    finite.refuse_checkpoint(weights.items(), folder)
     with torch.no_grad():
         for name, weight in trained.items():
             weight.copy_(weights[name])

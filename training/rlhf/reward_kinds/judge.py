@@ -9,15 +9,18 @@ Whoever answers (a server, a policy of ours) is in training.rlhf.reward_kinds.ju
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+from training.rlhf.failures import Refused
 from training.rlhf.method_settings import RewardFunction
 from training.rlhf.rendering import Messages
 from training.rlhf.reward_kinds.judge_voices import PolicyVoice, ServerVoice
 from training.rlhf.reward_options import JudgeOptions, is_address, options_of
 
 LOW, HIGH = 1.0, 10.0
+ENOUGH = 16  # answers of which one at least has to be a number, when a run begins
+ASK_SECONDS = 10.0  # a preflight waits for a judge's server
 Verdict = Literal["first", "second", "tie", "inconsistent", "nonsense"]
 _NUMBER = re.compile(r"(10(?:\.0+)?|[1-9](?:\.\d+)?)(?:\s*/\s*10)?\.?")
 _CHOICES: dict[str, Literal["first", "second", "tie"]] = {"A": "first", "B": "second", "TIE": "tie"}
@@ -40,6 +43,27 @@ def load(reward: RewardFunction, *, seed: int) -> Voice:
     if is_address(reward.location):
         return ServerVoice(reward.location, options, where=f"rewards.{reward.name}: {reward.location}")
     return PolicyVoice(reward.location, options, seed=seed)
+
+
+def ask_once(reward: RewardFunction) -> None:
+    """One tiny question to a judge's server before a run begins. Raises Refused without a number for it.
+
+    Once more when it is busy, and no longer than ASK_SECONDS for each: a person waits for the answer.
+    """
+    options = options_of(reward)
+    assert isinstance(options, JudgeOptions)
+    where = f"rewards.{reward.name}: {reward.location}"
+    patience = replace(options, timeout=min(options.timeout, ASK_SECONDS), retries=min(options.retries, 1))
+    question = score_question(options.rubric, [{"role": "user", "content": "What is 2 + 2?"}], "It is 4.")
+    (answer,) = ServerVoice(reward.location, patience, where=where).answers([question])
+    if read_score(answer) is None:
+        said = f"said {answer.strip()[:200]!r}" if answer.strip() else "said nothing"
+        raise Refused(
+            f"The judge answers nonsense: asked for a number from 1 to 10, it {said}.",
+            where,
+            "Choose a model that follows instructions, or raise max_tokens "
+            f"({options.max_tokens}) if it thinks aloud first.",
+        )
 
 
 def score_question(rubric: str, prompt: Messages, text: str) -> Messages:
@@ -146,6 +170,12 @@ class Scorer:
         ]
         found = [read_score(answer) for answer in self.voice.answers(questions)]
         heard = [one for one in found if one is not None]
+        if not self.asked and not heard and len(found) >= ENOUGH:
+            raise Refused(
+                f"The judge answers nonsense: none of its first {len(found)} answers is a number.",
+                "rewards",
+                "Choose a model that follows instructions, or raise max_tokens if it thinks aloud first.",
+            )
         self.asked += len(found)
         self.nonsense += len(found) - len(heard)
         middle = sum(heard) / len(heard) if heard else (LOW + HIGH) / 2
