@@ -59,8 +59,11 @@ def check_teacher(project: Project, recipe: dict[str, Any]) -> None:
 def check_rewards(project: Project, recipe: dict[str, Any]) -> None:
     if recipe["rewards"] and not METHODS[recipe["method"]].is_online:
         raise RunRefused(f"{UNFIT} rewards: {METHODS[recipe['method']].label} learns from none.")
-    if why := why_not_permitted(project, recipe["rewards"]):
-        raise RunRefused(f"{UNFIT} {why}")
+    if recipe["evaluators"] and METHODS[recipe["method"]].makes != "policy":
+        raise RunRefused(f"{UNFIT} evaluators: they compare policies, and this makes none.")
+    for role in ("rewards", "evaluators"):
+        if why := why_not_permitted(project, recipe[role], role):
+            raise RunRefused(f"{UNFIT} {why}")
 
 
 def checked_recipe(config: dict[str, Any]) -> dict[str, Any]:

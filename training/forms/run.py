@@ -7,7 +7,7 @@ from django import forms
 from django.db.models import QuerySet
 
 from labeling.models import Policy, PreferenceDataset, Project
-from training.forms import rewards, setting_fields
+from training.forms import combined, evaluators, rewards, setting_fields
 from training.ingredients import datasets_to_learn_from, reward_models, trained_policies
 from training.models import Artifact, Run
 from training.recipes import default_settings
@@ -59,12 +59,14 @@ class RunForm(forms.Form):
         policy = project.current_policy if project.current_policy in policies else policies.first()
         chosen: dict[str, Any] = kwargs.pop("initial", None) or {}
         policy = policies.filter(pk=chosen.get("policy", 0)).first() or policy
-        self.models = rewards.offered(project) if self.learns.is_online else []
+        writes = self.learns.makes == "policy"
+        self.models = rewards.offered(project) if writes else []
         if like is None or like.method != method:
             defaults = default_settings(method=method, policy=policy)
             filled_in = {"seed": 0, **setting_fields.flat(method, upgraded(defaults)), "policy": policy}
         else:
             filled_in = settings_of(like) | rewards.filled_in(like.config.get("rewards") or [], self.models)
+            filled_in |= evaluators.filled_in(like.config.get("evaluators") or [], self.models)
         kwargs["initial"] = {**filled_in, **chosen}
         super().__init__(*args, **kwargs)
         for setting in self.settings_read:
@@ -79,10 +81,12 @@ class RunForm(forms.Form):
         offered = rewards.reward_fields(project, self.models) if self.learns.is_online else {}
         self.fields |= offered
         self.reward_names = tuple(offered)
-        if self.models and not any(self.initial.get(name) for name in offered):
+        if writes:
+            self.fields |= evaluators.evaluator_fields(rewards.named(self.models), rewards.judges(project))
+        if offered and self.models and not any(self.initial.get(name) for name in offered):
             proposed = best if best in self.models else self.models[0]
             self.initial[f"reward_{proposed.run_id}"] = True
-        if self.learns.makes != "policy":
+        if not writes:
             for name in ("reward_model", "then_next_round"):
                 del self.fields[name]
 
@@ -152,6 +156,24 @@ class RunForm(forms.Form):
     def judge_open(self) -> bool:
         return any(field.errors or field.value() for field in self.judge()[:3])
 
+    def ensemble(self) -> list[forms.BoundField]:
+        return self._bound(*combined.ENSEMBLE)
+
+    def ensemble_open(self) -> bool:
+        return any(field.errors or field.value() for field in self.ensemble()[:1])
+
+    def gated(self) -> list[forms.BoundField]:
+        return self._bound(*combined.GATED)
+
+    def gated_open(self) -> bool:
+        return any(field.errors or field.value() for field in self.gated()[:2])
+
+    def evaluators(self) -> list[forms.BoundField]:
+        return self._bound(*evaluators.NAMES)
+
+    def evaluators_open(self) -> bool:
+        return any(field.errors or field.value() for field in self.evaluators())
+
     def functions(self) -> list[forms.BoundField]:
         return self._bound("python_function", "python_weight")
 
@@ -160,7 +182,13 @@ class RunForm(forms.Form):
 
     def wrong(self) -> list[forms.BoundField]:
         """Fields that something is said beside, in the order of the page."""
-        named = (*self.choices(), *self._bound(*self.reward_names), *self.settings(), *self.folded())
+        named = (
+            *self.choices(),
+            *self.evaluators(),
+            *self._bound(*self.reward_names),
+            *self.settings(),
+            *self.folded(),
+        )
         return [field for field in named if field.errors]
 
     def folded_has_errors(self) -> bool:
@@ -180,8 +208,11 @@ class RunForm(forms.Form):
         try:
             if self.learns.is_online:
                 self.found = rewards.rewards_in(values, self.models)
+            self.compared_by = evaluators.evaluators_in(values, self.models)
             self.config = self._config(values)
             RunConfig.from_json({**self.config, "method": self.method, "model": "to be filled in"})
+        except forms.ValidationError as error:
+            self.add_error(None, error)
         except rewards.RewardError as error:
             self.add_error(error.field, str(error))
         except ConfigError as error:
@@ -190,12 +221,14 @@ class RunForm(forms.Form):
 
     def _config(self, values: dict[str, Any]) -> dict[str, Any]:
         recipe = {"seed": values["seed"], **setting_fields.recipe_of(self.method, values)}
+        if self.compared_by:
+            recipe["evaluators"] = self.compared_by
         return {**recipe, "rewards": self.found.rewards} if self.learns.is_online else recipe
 
     def refuse(self, why: str) -> None:
         """Say it beside the settings that it begins with, and in the words of the page."""
         if beside := self._reward_named(why):
-            self.add_error(beside, why.removeprefix("rewards."))
+            self.add_error(beside, why.removeprefix("rewards.").removeprefix("evaluators."))
             return
         begins = NAMED.match(why)
         settings = [setting for setting in (begins.groups() if begins else ()) if setting]
@@ -222,6 +255,8 @@ class RunForm(forms.Form):
 
     def _reward_named(self, why: str) -> str:
         """The field of the reward that a refusal begins with; empty when it is about something else."""
+        if why.startswith("evaluators."):
+            return next((field for name, field in evaluators.FIELD_OF.items() if f".{name}" in why), "")
         if not why.startswith("rewards"):
             return ""
         for name in sorted(self.found.fields, key=len, reverse=True):  # "length 2" before "length"

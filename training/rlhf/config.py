@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from training.rlhf import compatibility
 from training.rlhf.method_settings import (
+    EVALUATOR_KINDS,
     ConfigError,
     Distillation,
     Dpo,
@@ -22,7 +23,7 @@ from training.rlhf.method_settings import (
 )
 from training.rlhf.method_settings import check as _check
 from training.rlhf.methods import METHODS
-from training.rlhf.reward_options import options_of
+from training.rlhf.reward_options import check_rewards
 from training.rlhf.tuning_settings import Tuning
 
 __all__ = ["FORMAT", "HUB_ID", "ConfigError", "RunConfig", "Sampling", "Training", "Tuning", "upgraded"]
@@ -93,7 +94,8 @@ class RunConfig:
 
     Methods that train (training.rlhf.methods): learn from `data/`, starting from `model`, and evaluate on
         `data/*.test.jsonl`; a policy is compared with `model` itself as reference, and with `reward_model`
-        (a folder) win rates are reported. Online methods learn from `rewards`.
+        (a folder) win rates are reported, and by each of `evaluators` (reward models together, a judge).
+        Online methods learn from `rewards`.
     sample: write `completions.jsonl` for `data/requests.jsonl` with `policies` {name in requests: location}.
     """
 
@@ -103,6 +105,7 @@ class RunConfig:
     reward_model: str = ""
     policies: dict[str, str] = field(default_factory=dict)
     rewards: tuple[RewardFunction, ...] = ()
+    evaluators: tuple[RewardFunction, ...] = ()
     tuning: Tuning = field(default_factory=Tuning)
     training: Training = field(default_factory=Training)
     sampling: Sampling = field(default_factory=Sampling)
@@ -134,11 +137,10 @@ class RunConfig:
         )
         if METHODS[self.method].is_online:
             _check(bool(self.rewards), f"rewards: {self.method} needs at least one reward function")
-            names = [reward.name for reward in self.rewards]
-            _check(len(set(names)) == len(names), "rewards: each needs a name of its own")
-            _check("missing_eos" not in names, "rewards: missing_eos is the penalty for a cut completion")
-            for reward in self.rewards:
-                options_of(reward)
+            check_rewards(self.rewards)
+        check_rewards(self.evaluators, where="evaluators")
+        for one in self.evaluators:
+            _check(one.kind in EVALUATOR_KINDS, f"evaluators.{one.name}: {one.kind} prefers nothing")
         if self.method in ("rloo", "grpo"):
             self._check_groups()
         if self.method == "ppo":
@@ -174,11 +176,11 @@ class RunConfig:
         for name, kind in _SECTIONS.items():
             if name in values:
                 values[name] = _section(kind, values[name], name)
-        if "rewards" in values:
-            listed = values["rewards"]
-            _check(isinstance(listed, list | tuple), "rewards: expected a list")
-            values["rewards"] = tuple(
-                _section(RewardFunction, one, f"rewards.{number}") for number, one in enumerate(listed)
+        for name in ("rewards", "evaluators"):
+            listed = values.get(name, ())
+            _check(isinstance(listed, list | tuple), f"{name}: expected a list")
+            values[name] = tuple(
+                _section(RewardFunction, one, f"{name}.{number}") for number, one in enumerate(listed)
             )
         return _section(cls, values, "config")
 

@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 import torch
 
 from training.rlhf import (
+    evaluators,
     failures,
     figures,
     held_out,
+    held_out_scores,
     learners,
     loading,
     rating_figures,
@@ -90,6 +92,8 @@ def evaluate_reward_model(run_dir: RunDir, config: RunConfig, progress: Progress
     found = figures.reward_figures(elements, scores[:split], learnt_from=learnt_from)
     found["ratings"] = _by_ratings(run_dir, rated, scores[split:])
     margins = any(comparison.margin for element in elements for comparison in element.comparisons)
+    found["scores"] = _spread(scores)
+    held_out_scores.write(run_dir, rows, scores)
     found["calibration_note"] = MARGIN_NOTE if margins and config.reward_learning.use_margin else ""
     write_json(run_dir.evaluation, found)
     values = {"eval_accuracy": found["accuracy"], "ece": found["ece"]}
@@ -97,6 +101,14 @@ def evaluate_reward_model(run_dir: RunDir, config: RunConfig, progress: Progress
         values |= {"eval_spearman": found["ratings"]["spearman"], "eval_mae": found["ratings"]["mae"]}
     report(progress, values, message="Evaluated")
     return found
+
+
+def _spread(scores: list[float]) -> dict[str, float] | None:
+    """Mean and deviation over the held-out texts: what puts several reward models on one scale."""
+    if len(scores) < 2:
+        return None
+    values = torch.tensor(scores)
+    return {"mean": float(values.mean()), "std": float(values.std(correction=0)), "n": len(scores)}
 
 
 def _by_ratings(run_dir: RunDir, rated: list[Rated], scores: list[float]) -> dict[str, Any] | None:
@@ -136,19 +148,28 @@ def evaluate_policy(run_dir: RunDir, config: RunConfig, progress: ProgressWriter
         found[f"distinct_2_{name}"] = distinct_ngrams([one.ids for one in samples], 2)
         found |= {f"{figure}_{name}": value for figure, value in drawn.nats[name].items()}
     found |= _by_reward_model(config, prompts, drawn.samples, progress)
+    said = evaluators.ask(config, prompts, drawn.samples, progress)
+    found["evaluators"] = said.figures
     sampling.write_completions(
         run_dir,
         (
-            SampledCompletion(
-                request=prompt.line, policy=name, text=one.text, finish=one.finish, tokens=one.tokens
-            )
+            _line(prompt.line, name, one, {key: column[place] for key, column in said.scores[name].items()})
             for name, samples in drawn.samples.items()
-            for prompt, one in zip(asked, samples, strict=True)
+            for place, (prompt, one) in enumerate(zip(asked, samples, strict=True))
         ),
     )
     write_json(run_dir.evaluation, found)
     report(progress, {"kl": found["kl"], "win_rate": found["win_rate_reward_model"]}, message="Evaluated")
     return found
+
+
+def _line(request: int, policy: str, one: sampling.Sampled, scores: dict[str, float]) -> SampledCompletion:
+    line = SampledCompletion(
+        request=request, policy=policy, text=one.text, finish=one.finish, tokens=one.tokens
+    )
+    if scores:
+        line["scores"] = scores
+    return line
 
 
 def failed(run_dir: RunDir, error: Exception, progress: ProgressWriter) -> dict[str, Any]:

@@ -9,15 +9,17 @@ Whoever answers (a server, a policy of ours) is in training.rlhf.judge_voices.
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
+from training.rlhf.failures import Refused
 from training.rlhf.judge_voices import PolicyVoice, ServerVoice
 from training.rlhf.method_settings import RewardFunction
 from training.rlhf.rendering import Messages
 from training.rlhf.reward_options import JudgeOptions, is_address, options_of
 
 LOW, HIGH = 1.0, 10.0
+Place = Literal["first", "second", "tie"]
 Verdict = Literal["first", "second", "tie", "inconsistent", "nonsense"]
 _NUMBER = re.compile(r"(10(?:\.0+)?|[1-9](?:\.\d+)?)(?:\s*/\s*10)?\.?")
 _CHOICES: dict[str, Literal["first", "second", "tie"]] = {"A": "first", "B": "second", "TIE": "tie"}
@@ -95,9 +97,15 @@ def verdict(there: str, back: str) -> Verdict:
 
 @dataclass(frozen=True)
 class Preferences:
-    """What a judge said of pairs. Only `first` and `second` are preferences."""
+    """What a judge said of pairs. Only `first` and `second` are preferences.
+
+    `there` and `back`: the place that it chose when asked about (one, other) and about (other, one); None is
+    nonsense.
+    """
 
     verdicts: list[Verdict]
+    there: list[Place | None] = field(default_factory=list)
+    back: list[Place | None] = field(default_factory=list)
 
     @property
     def counts(self) -> dict[Verdict, int]:
@@ -121,9 +129,45 @@ def preferences(
     there = [pair_question(rubric, prompt, one, other) for prompt, one, other in pairs]
     back = [pair_question(rubric, prompt, other, one) for prompt, one, other in pairs]
     answers = voice.answers([*there, *back])
+    first, second = answers[: len(pairs)], answers[len(pairs) :]
     return Preferences(
-        [verdict(one, other) for one, other in zip(answers[: len(pairs)], answers[len(pairs) :], strict=True)]
+        [verdict(one, other) for one, other in zip(first, second, strict=True)],
+        [read_choice(one) for one in first],
+        [read_choice(one) for one in second],
     )
+
+
+_TRIAL: Messages = [{"role": "user", "content": "Which season comes after spring?"}]
+_TRIAL_TEXTS = ("Summer comes after spring.", "I do not know.", "Summer.")
+
+
+def asked_for_trial(reward: RewardFunction, *, for_pairs: bool) -> list[str]:
+    """Ask a judge a few questions before a run relies on it. Returns warnings.
+
+    Raises Refused when it does not answer, or when no answer is one.
+    """
+    options = options_of(reward)
+    assert isinstance(options, JudgeOptions)
+    impatient = replace(options, retries=min(options.retries, 1))
+    voice = ServerVoice(reward.location, impatient, where=f"rewards.{reward.name}: {reward.location}")
+    if for_pairs:
+        one, *others = _TRIAL_TEXTS
+        questions = [pair_question(options.rubric, _TRIAL, one, other) for other in others]
+    else:
+        questions = [score_question(options.rubric, _TRIAL, text) for text in _TRIAL_TEXTS]
+    answers = voice.answers(questions)
+    nonsense = [one for one in answers if (read_choice if for_pairs else read_score)(one) is None]
+    if not nonsense:
+        return []
+    wanted = "A, B or TIE" if for_pairs else "a number from 1 to 10"
+    said = f"{nonsense[0][:80]!r}"
+    if len(nonsense) == len(answers):
+        raise Refused(
+            f"The judge {reward.name} answers nonsense: asked for {wanted} alone, it said {said}.",
+            f"rewards.{reward.name}: {reward.location}",
+            "Choose a model that follows instructions, or raise max_tokens for one that thinks first.",
+        )
+    return [f"The judge {reward.name} said {said}, asked for {wanted} alone: nonsense is counted apart."]
 
 
 class Scorer:

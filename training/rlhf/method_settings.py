@@ -194,7 +194,10 @@ class Distillation:
         check_range("distillation.divergence", self.divergence, 0, 1)
 
 
-REWARD_KINDS = ("model", "length", "regex", "forbidden", "python", "judge", "hidden_preference")
+REWARD_KINDS = (
+    "model", "ensemble", "gated", "length", "regex", "forbidden", "python", "judge", "hidden_preference",
+)  # fmt: skip
+EVALUATOR_KINDS = ("model", "ensemble", "gated", "judge")  # that may say which of two policies is better
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +205,9 @@ class RewardFunction:
     """A named number for a completion; a run's reward is the weighted sum (training.rlhf.rewards)."""
 
     name: str
-    kind: Literal["model", "length", "regex", "forbidden", "python", "judge", "hidden_preference"]
+    kind: Literal[
+        "model", "ensemble", "gated", "length", "regex", "forbidden", "python", "judge", "hidden_preference"
+    ]
     weight: float = 1.0
     location: str = (
         ""  # model: its folder. judge: a local policy, or the address of an OpenAI-compatible server

@@ -42,6 +42,16 @@ class ModelReward:
             batch_size=self.options.batch_size,
         )
 
+    def scores_of_texts(self, prompts: Sequence[Messages], texts: Sequence[str]) -> list[float]:
+        """Of completions as people read them: each a finished turn, by this model's own template."""
+        conversations = [
+            [*prompt, {"role": "assistant", "content": text}]
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        return scoring.reward_scores(
+            self.model, self.tokenizer, conversations, batch_size=self.options.batch_size
+        )
+
     def _drawn(self, prompt: Messages, sample: Sampled) -> list[int]:
         """The drawn tokens. A finished turn ends as the template ends it: the score is read there."""
         if sample.finish == "length":
@@ -86,7 +96,7 @@ def check_accuracy(reward: RewardFunction) -> str:
     """Raise Refused below `min_accuracy` on held-out comparisons; a warning where it was never measured."""
     wanted = _options(reward).min_accuracy
     where = f"rewards.{reward.name}: {reward.location}"
-    found = _evaluation(Path(reward.location).resolve().parent / "evaluation.json")
+    found = evaluation_beside(reward.location)
     accuracy = found.get("accuracy")
     if not isinstance(accuracy, int | float):
         return (
@@ -103,7 +113,9 @@ def check_accuracy(reward: RewardFunction) -> str:
     return ""
 
 
-def _evaluation(path: Path) -> dict[str, Any]:
+def evaluation_beside(folder: str) -> dict[str, Any]:
+    """What the run that trained a reward model found of it; empty where that cannot be read."""
+    path = Path(folder).resolve().parent / "evaluation.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

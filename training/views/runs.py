@@ -19,7 +19,7 @@ from training.rlhf.methods import METHODS
 from training.views import evaluations, method_choice
 from training.views.curves import curves_of
 from training.views.queue import waits_behind
-from training.views.settings import rewards_in_words, settings_in_words
+from training.views.settings import evaluators_in_words, rewards_in_words, settings_in_words
 
 OVER = (Run.State.COMPLETE, Run.State.REFUSED, Run.State.FAILED, Run.State.CANCELLED)
 PACE_LINES = 30  # lines of progress that the time left is judged by
@@ -111,6 +111,7 @@ def run(request: HttpRequest, run_id: int) -> HttpResponse:
             "lineage": _lineage(found),
             "settings_shown": settings_in_words(found),
             "rewards": rewards_in_words(found),
+            "evaluators": evaluators_in_words(found),
             "curves": curves_of(found),
         },
     )
