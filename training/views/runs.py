@@ -20,6 +20,7 @@ from training.views import evaluations, method_choice
 from training.views.curves import curves_of
 from training.views.queue import waits_behind
 from training.views.settings import evaluators_in_words, rewards_in_words, settings_in_words
+from training.views.verdicts import verdicts
 
 OVER = (Run.State.COMPLETE, Run.State.REFUSED, Run.State.FAILED, Run.State.CANCELLED)
 PACE_LINES = 30  # lines of progress that the time left is judged by
@@ -139,6 +140,7 @@ def _state_context(run: Run) -> dict[str, Any]:
         "reward_evaluation": evaluations.reward_evaluation(run) if evaluation else None,
         "rating_evaluation": evaluations.rating_evaluation(evaluation),
         "policy_figures": evaluations.policy_figures(evaluation),
+        "verdicts": verdicts(evaluation, _artifact_of(run)) if evaluation else None,
         "evaluation_error": evaluations.evaluation_error(evaluation),
         "artifact": _artifact_of(run),
     }
