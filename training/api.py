@@ -11,7 +11,7 @@ from rest_framework.response import Response
 
 from labeling.models import Policy, PreferenceDataset, Project
 from training import runs
-from training.ingredients import TRAINABLE
+from training.ingredients import RUNNABLE
 from training.models import Artifact, Run
 from training.rewards import reward_from
 from training.rlhf.method_settings import REWARD_KINDS
@@ -53,7 +53,7 @@ class RewardInputSerializer(serializers.Serializer[Any]):
 class RunInputSerializer(serializers.Serializer[Any]):
     """`config`: what differs from the defaults of a recipe, section by section, as a run shows it."""
 
-    method = serializers.ChoiceField(choices=TRAINABLE)
+    method = serializers.ChoiceField(choices=RUNNABLE)
     dataset = serializers.IntegerField(max_value=LARGEST_ID)
     policy = serializers.IntegerField(max_value=LARGEST_ID)
     reward_model_run = serializers.IntegerField(required=False, allow_null=True, max_value=LARGEST_ID)

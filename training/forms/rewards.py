@@ -71,7 +71,21 @@ def reward_fields(project: Project, models: list[Artifact]) -> dict[str, forms.F
         fields[f"rule_{row}_name"] = forms.CharField(
             required=False, label=f"Name of rule {row}", max_length=60
         )
-    fields |= {
+    fields |= judge_fields(project)
+    fields["judge_weight"] = _weight("Weight of the judge")
+    if settings.REWARD_MODULES:
+        fields["python_function"] = forms.CharField(
+            required=False,
+            label="Function",
+            max_length=200,
+            help_text=f"module:function, of {', '.join(settings.REWARD_MODULES)}.",
+        )
+        fields["python_weight"] = _weight("Weight of the function")
+    return fields
+
+
+def judge_fields(project: Project) -> dict[str, forms.Field]:
+    return {
         "judge_location": forms.ChoiceField(required=False, label="Judge", choices=judges(project)),
         "judge_model": forms.CharField(
             required=False, max_length=200, label="Model", help_text="Of a server: as it names the model."
@@ -83,17 +97,7 @@ def reward_fields(project: Project, models: list[Artifact]) -> dict[str, forms.F
             widget=forms.Textarea(attrs={"rows": 3}),
             help_text="What makes a completion good, as you would tell a person.",
         ),
-        "judge_weight": _weight("Weight of the judge"),
     }
-    if settings.REWARD_MODULES:
-        fields["python_function"] = forms.CharField(
-            required=False,
-            label="Function",
-            max_length=200,
-            help_text=f"module:function, of {', '.join(settings.REWARD_MODULES)}.",
-        )
-        fields["python_weight"] = _weight("Weight of the function")
-    return fields
 
 
 def _called(model: Artifact) -> str:
@@ -148,6 +152,14 @@ def rewards_in(values: dict[str, Any], models: list[Artifact]) -> Found:
     if not found.rewards:
         raise RewardError(first_field(models), NO_REWARD)
     return found
+
+
+def judge_in(values: dict[str, Any]) -> Found:
+    """A judge alone. Raises RewardError where none was chosen."""
+    judge = _judge(values)
+    if judge is None:
+        raise RewardError("judge_location", "Choose the judge to ask.")
+    return Found([{**judge, "weight": 1.0}], {"judge": ("judge_location", "judge_location")})
 
 
 def first_field(models: list[Artifact]) -> str:

@@ -13,6 +13,7 @@ from training.models import Artifact, Run
 from training.recipes import default_settings
 from training.rlhf.config import ConfigError, RunConfig, upgraded
 from training.rlhf.methods import METHODS
+from training.rlhf.reward_options import MOST_MODELS
 
 # As a refusal names settings, one or two: "ppo.epochs is 0: from 1 to 64", "'training.max_steps': at most 9".
 SETTING = re.compile(r"'?\b(?:[a-z_]+\.)?[a-z_]+'?")
@@ -79,6 +80,19 @@ class RunForm(forms.Form):
         best = models.filter(run__dataset=self.initial["dataset"]).first()
         self._choose_from("reward_model", models, best)
         offered = rewards.reward_fields(project, self.models) if self.learns.is_online else {}
+        if self.learns.makes == "figures":
+            offered = rewards.judge_fields(project)
+            self.policy = self.initial["policy"]
+            del self.fields["policy"]
+        if method == Run.Method.REWARD_MODEL:
+            self.fields["ensemble_size"] = forms.IntegerField(
+                min_value=1,
+                max_value=MOST_MODELS,
+                initial=1,
+                label="How many of them",
+                help_text="More than one: they differ by seed and order of the data alone, and how far "
+                "they disagree is measured.",
+            )
         self.fields |= offered
         self.reward_names = tuple(offered)
         if writes:
@@ -118,7 +132,7 @@ class RunForm(forms.Form):
     def settings(self) -> list[forms.BoundField]:
         first = setting_fields.first_of(self.method)
         found = {s.key: s.field for s in self.settings_read}
-        return self._bound(*(found[key] for key in first), "seed")
+        return self._bound(*(found[key] for key in first), "seed", "ensemble_size")
 
     def folded_groups(self) -> list[tuple[str, list[forms.BoundField]]]:
         """The rest, section by section, the method's own first."""
@@ -152,6 +166,9 @@ class RunForm(forms.Form):
 
     def judge(self) -> list[forms.BoundField]:
         return self._bound("judge_location", "judge_model", "judge_rubric", "judge_weight")
+
+    def may_ask_a_judge(self) -> bool:
+        return any(name in self.fields for name in ("judge_location", "eval_judge_location"))
 
     def judge_open(self) -> bool:
         return any(field.errors or field.value() for field in self.judge()[:3])
@@ -208,6 +225,9 @@ class RunForm(forms.Form):
         try:
             if self.learns.is_online:
                 self.found = rewards.rewards_in(values, self.models)
+            elif self.learns.makes == "figures":
+                self.found = rewards.judge_in(values)
+                values["policy"] = self.policy
             self.compared_by = evaluators.evaluators_in(values, self.models)
             self.config = self._config(values)
             RunConfig.from_json({**self.config, "method": self.method, "model": "to be filled in"})
@@ -223,7 +243,7 @@ class RunForm(forms.Form):
         recipe = {"seed": values["seed"], **setting_fields.recipe_of(self.method, values)}
         if self.compared_by:
             recipe["evaluators"] = self.compared_by
-        return {**recipe, "rewards": self.found.rewards} if self.learns.is_online else recipe
+        return {**recipe, "rewards": self.found.rewards} if self.found.rewards else recipe
 
     def refuse(self, why: str) -> None:
         """Say it beside the settings that it begins with, and in the words of the page."""
@@ -285,7 +305,8 @@ def settings_of(run: Run) -> dict[str, Any]:
         **setting_fields.flat(run.method, recipe),
         **{name: getattr(run, name) for name in ("dataset", "policy", "reward_model", "then_next_round")},
     }
-    values["max_length"] = max(values["max_length"], _longest_dropped(run))
+    if "max_length" in values:
+        values["max_length"] = max(values["max_length"], _longest_dropped(run))
     return values
 
 

@@ -14,6 +14,7 @@ from training.rlhf.method_settings import (
     Distillation,
     Dpo,
     Grpo,
+    JudgeAudit,
     Kto,
     Ppo,
     RejectionSampling,
@@ -96,6 +97,7 @@ class RunConfig:
         `data/*.test.jsonl`; a policy is compared with `model` itself as reference, and with `reward_model`
         (a folder) win rates are reported, and by each of `evaluators` (reward models together, a judge).
         Online methods learn from `rewards`.
+    judge_audit: ask the judge among `rewards` about the comparisons of `data/`, beside what people said.
     sample: write `completions.jsonl` for `data/requests.jsonl` with `policies` {name in requests: location}.
     """
 
@@ -117,6 +119,7 @@ class RunConfig:
     grpo: Grpo = field(default_factory=Grpo)
     rejection_sampling: RejectionSampling = field(default_factory=RejectionSampling)
     distillation: Distillation = field(default_factory=Distillation)
+    judge_audit: JudgeAudit = field(default_factory=JudgeAudit)
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -128,7 +131,9 @@ class RunConfig:
             for name, location in self.policies.items():
                 _check(isinstance(location, str), f"policies.{name} is {location!r}: a folder or hub id")
             return
-        _check(bool(self.model), "model: name the folder or hub id to start from")
+        _check(
+            bool(self.model) or self.method == "judge_audit", "model: name the folder or hub id to start from"
+        )
         if METHODS[self.method].needs_teacher:
             taught = self.distillation.teacher or self.distillation.system_prompt
             _check(bool(taught), "distillation.teacher and system_prompt: at least one of them")
@@ -138,6 +143,10 @@ class RunConfig:
         if METHODS[self.method].is_online:
             _check(bool(self.rewards), f"rewards: {self.method} needs at least one reward function")
             check_rewards(self.rewards)
+        if self.method == "judge_audit":
+            check_rewards(self.rewards)
+            kinds = [reward.kind for reward in self.rewards]
+            _check(kinds == ["judge"], "rewards: a judge audit asks one judge")
         check_rewards(self.evaluators, where="evaluators")
         for one in self.evaluators:
             _check(one.kind in EVALUATOR_KINDS, f"evaluators.{one.name}: {one.kind} prefers nothing")

@@ -17,13 +17,16 @@ FILE = "scores.jsonl"
 
 
 class ScoredRow(TypedDict):
-    """`line` of `data/TABLE.test.jsonl`, from 1. `scores`: of its completions, in the row's order.
+    """`line` of `data/TABLE.test.jsonl`, from 1; `prompt`: the same number for the same prompt.
+
+    `scores`: of its completions, in the row's order.
 
     `comparisons`: [number of the chosen, number of the rejected, probability that people prefer the former].
     """
 
     table: str
     line: int
+    prompt: int
     scores: list[float]
     comparisons: list[tuple[int, int, float]]
 
@@ -32,12 +35,14 @@ def write(run_dir: RunDir, rows: Sequence[Row], scores: Sequence[float]) -> None
     """`scores`: of every conversation of every row, in order."""
     draft = run_dir.path / f".{FILE}.{os.getpid()}"
     given = iter(scores)
+    prompts: dict[str, int] = {}
     with open(draft, "w", encoding="utf-8") as file:
         for row in rows:
             said: list[Any] = row.comparisons if isinstance(row, Element) else []
             line = ScoredRow(
                 table=row.table,
                 line=row.line,
+                prompt=prompts.setdefault(json.dumps(row.prompt), len(prompts)),
                 scores=[next(given) for _ in row.conversations()],
                 comparisons=[(one.chosen, one.rejected, one.p) for one in said],
             )

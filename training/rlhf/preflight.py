@@ -17,6 +17,7 @@ from training.rlhf import (
     estimate,
     failures,
     held_out,
+    judge_audit,
     learners,
     loading,
     rendering,
@@ -36,6 +37,8 @@ from training.rlhf.run_dir import EXIT_REFUSED, Preflight, RunDir, RunError
 def check(run_dir: RunDir, config: RunConfig) -> Preflight:
     """The content of preflight.json. Never raises but for a stop: what goes wrong is an error in it."""
     try:
+        if config.method == "judge_audit":
+            return judge_audit.check(run_dir, config)
         return _check_sampling(run_dir, config) if config.method == "sample" else _check(run_dir, config)
     except Cancelled:
         raise

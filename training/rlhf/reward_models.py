@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.rlhf import loading, rendering, scoring
+from training.rlhf import criteria, loading, rendering, scoring
 from training.rlhf.failures import Refused
 from training.rlhf.method_settings import RewardFunction
 from training.rlhf.rendering import Messages
@@ -29,13 +29,21 @@ class ModelReward:
         self.model, self.tokenizer = loading.load_reward_model(reward.location)
         check_fits(self.tokenizer, policy_tokenizer, reward)
         check_accuracy(reward)
+        heads = criteria.load(reward.location)
+        self.criteria = [] if heads is None else heads.names
+        if heads is not None:
+            criteria.widen(self.model, heads)
         loading.use_device(self.model)
         self.by_tokens = reads_as(self.tokenizer, policy_tokenizer)
         self.closing = rendering.closing_ids(self.tokenizer)
 
     def scores(self, prompts: Sequence[Messages], samples: Sequence[Sampled]) -> list[float]:
+        return [row[0] for row in self.columns(prompts, samples)]
+
+    def columns(self, prompts: Sequence[Messages], samples: Sequence[Sampled]) -> list[list[float]]:
+        """For each sample the reward, and then what it says by each of `criteria`."""
         read = self._drawn if self.by_tokens else self._rendered
-        return scoring.scores_of_tokens(
+        return scoring.columns_of_tokens(
             self.model,
             [read(prompt, one) for prompt, one in zip(prompts, samples, strict=True)],
             pad_id=int(self.tokenizer.pad_token_id),

@@ -39,6 +39,7 @@ class NamedRewards:
 
     def __init__(self, config: RunConfig) -> None:
         self.functions = config.rewards
+        self.by_criterion: list[str] = []
         self.judges: dict[str, judge.Scorer] = {}
         self.parts = {reward.name: self._load(reward, config) for reward in config.rewards}
 
@@ -57,7 +58,7 @@ class NamedRewards:
     @property
     def beside(self) -> list[str]:
         """Parts that are watched beside the rewards: such as how far an ensemble disagrees."""
-        return [name for reward in self.functions for name in beside(reward)]
+        return [*(name for reward in self.functions for name in beside(reward)), *self.by_criterion]
 
     def value_model_folder(self) -> str | None:
         """The folder of the first reward model, from which a value model may begin."""
@@ -76,7 +77,12 @@ class NamedRewards:
                 return combined_rewards.load(reward, policy_tokenizer=tokenizer).score
             case ModelOptions():
                 policy_tokenizer = loading.load_tokenizer(config.model)
-                return reward_models.ModelReward(reward, policy_tokenizer=policy_tokenizer).scores
+                model = reward_models.ModelReward(reward, policy_tokenizer=policy_tokenizer)
+                names = [reward.name, *(f"{reward.name} {one}" for one in model.criteria)]
+                self.by_criterion += names[1:]
+                return lambda prompts, samples: dict(
+                    zip(names, map(list, zip(*model.columns(prompts, samples), strict=True)), strict=True)
+                )
             case LengthOptions():
                 return lambda prompts, samples: reward_functions.lengths(samples, options)
             case RegexOptions():
@@ -125,7 +131,7 @@ def _check(reward: RewardFunction, config: RunConfig, *, teaches: bool) -> list[
         reward_functions.load_function(options, where=f"rewards.{reward.name}")
     if isinstance(options, JudgeOptions):
         if is_address(reward.location):
-            return judge.asked_for_trial(reward, for_pairs=not teaches)
+            return judge.asked_for_trial(reward, for_pairs=not teaches or config.method == "judge_audit")
         loading.load_tokenizer(reward.location)
         loading.check_weights(reward.location, purpose="policy")
     warnings = [combined_rewards.unscaled(reward)]
