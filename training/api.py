@@ -11,7 +11,7 @@ from rest_framework.response import Response
 
 from labeling.models import Policy, PreferenceDataset, Project
 from training import runs
-from training.ingredients import TRAINABLE
+from training.ingredients import RUNNABLE
 from training.mixtures import Mixed
 from training.models import Artifact, Run, RunDataset
 from training.rewards import reward_from
@@ -42,7 +42,8 @@ class RunSerializer(serializers.ModelSerializer[Run]):
 class RewardInputSerializer(serializers.Serializer[Any]):
     """One reward of an online method.
 
-    kind `model`: `reward_model_run`, a run of this project. `length`, `regex`, `forbidden`, `python`:
+    kind `model`: `reward_model_run`, a run of this project. `ensemble`, `gated`: `options`; `models`, or
+    `helpfulness` and `safety`, are such runs by their numbers. `length`, `regex`, `forbidden`, `python`:
     `options`. `judge`: `options`, and `location`, an address in RATCHET_JUDGES or a policy of this project.
     """
 
@@ -69,12 +70,13 @@ class MixedInputSerializer(serializers.Serializer[Any]):
 class RunInputSerializer(serializers.Serializer[Any]):
     """`config`: what differs from the defaults of a recipe, section by section, as a run shows it."""
 
-    method = serializers.ChoiceField(choices=TRAINABLE)
+    method = serializers.ChoiceField(choices=RUNNABLE)
     dataset = serializers.IntegerField(max_value=LARGEST_ID)
     mixture = MixedInputSerializer(many=True, required=False)
     policy = serializers.IntegerField(max_value=LARGEST_ID)
     reward_model_run = serializers.IntegerField(required=False, allow_null=True, max_value=LARGEST_ID)
     rewards = RewardInputSerializer(many=True, required=False)
+    evaluators = RewardInputSerializer(many=True, required=False)
     config = serializers.DictField(required=False)
     start_when_ready = serializers.BooleanField(default=True)
     then_next_round = serializers.BooleanField(default=False)
@@ -90,8 +92,9 @@ def run_list(request: Request, slug: str) -> Response:
     given.is_valid(raise_exception=True)
     values = given.validated_data
     reward_run = values.pop("reward_model_run", None)
-    if rewards := values.pop("rewards", []):
-        values["config"] = {**values.get("config", {}), "rewards": [_reward(project, one) for one in rewards]}
+    for role in ("rewards", "evaluators"):
+        if listed := values.pop(role, []):
+            values["config"] = {**values.get("config", {}), role: [_reward(project, one) for one in listed]}
     try:
         run = runs.create_run(
             project=project,
@@ -114,8 +117,23 @@ def _reward(project: Project, given: dict[str, Any]) -> dict[str, Any]:
     """An entry of a recipe's `rewards`; what it may name is checked where the run is made."""
     run_id = given.pop("reward_model_run", None)
     if run_id is None:
-        return {"name": given["kind"], **given}
+        return {"name": given["kind"], **given, "options": _with_folders(project, given["options"])}
     return reward_from(_artifact(project, run_id), name=given.get("name", ""), weight=given["weight"])
+
+
+def _with_folders(project: Project, options: dict[str, Any]) -> dict[str, Any]:
+    """Runs of reward models among the options, by the folders that a recipe names."""
+
+    def folder(value: Any) -> Any:
+        is_run = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST_ID
+        return _artifact(project, value).folder if is_run else value
+
+    found = dict(options)
+    for name in {"helpfulness", "safety"} & found.keys():
+        found[name] = folder(found[name])
+    if isinstance(found.get("models"), list):
+        found["models"] = [folder(one) for one in found["models"]]
+    return found
 
 
 def _artifact(project: Project, run_id: int) -> Artifact:

@@ -287,18 +287,34 @@ def grouped_bars(
     y_label: str,
     groups: Sequence[str],
     series: Sequence[tuple[str, Sequence[float | None]]],
+    intervals: Sequence[tuple[float, float] | None] = (),
+    note: str = "",
 ) -> Chart:
-    """Shares side by side in groups: at most three series; None leaves a gap."""
+    """Shares side by side in groups: at most three series; None leaves a gap.
+
+    `intervals`: of the first series, drawn as whiskers on its bars.
+    """
     middles = _columns(len(groups))
     room = (RIGHT - LEFT) / max(len(groups), 1)
     width = min(34.0, room * 0.72 / max(len(series), 1))
-    bars, texts = [], []
+    bars, texts, whiskers = [], [], []
     for place, (_, values) in enumerate(series):
-        for middle, value in zip(middles, values, strict=True):
+        for group, (middle, value) in enumerate(zip(middles, values, strict=True)):
             if value is not None:
+                interval = intervals[group] if intervals and place == 0 else None
                 x = round(middle + width * (place - len(series) / 2), 2)
                 y = _y(value, 0, 1)
                 bars.append(Bar(x + 1, y, round(width - 2, 2), round(BOTTOM - y, 2), f"series-{place + 1}"))
+                if interval is not None:
+                    low, high = (_y(end, 0, 1) for end in interval)
+                    middle_of_bar = round(x + width / 2, 2)
+                    ends = [(low, low), (high, high), (low, high)]
+                    caps = (min(CAP, width / 3), min(CAP, width / 3), 0)
+                    whiskers += [
+                        Line(middle_of_bar - cap, one, middle_of_bar + cap, other, "interval")
+                        for (one, other), cap in zip(ends, caps, strict=True)
+                    ]
+                    y = min(y, high)
                 texts.append(Text(round(x + width / 2, 2), y - 4, f"{value * 100:.0f}"))
     return Chart(
         key=key,
@@ -312,12 +328,23 @@ def grouped_bars(
         x_ticks=[Tick(x, shortened(g, room - 4)) for x, g in zip(middles, groups, strict=True)],
         y_ticks=_share_ticks(),
         bars=bars,
-        lines=[Line(LEFT, _y(0.5, 0, 1), RIGHT, _y(0.5, 0, 1))],
+        lines=[Line(LEFT, _y(0.5, 0, 1), RIGHT, _y(0.5, 0, 1)), *whiskers],
         texts=texts if width >= 18 else [],
         legend=[Key(name, f"series-{place + 1}") for place, (name, _) in enumerate(series)],
-        columns=[x_label, *(name for name, _ in series)],
-        rows=[[group, *(_share(values[i]) for _, values in series)] for i, group in enumerate(groups)],
+        columns=[x_label, *(name for name, _ in series), *(["from", "to"] if intervals else [])],
+        rows=[
+            [group, *(_share(values[i]) for _, values in series), *_ends(intervals, i)]
+            for i, group in enumerate(groups)
+        ],
+        note=note,
     )
+
+
+def _ends(intervals: Sequence[tuple[float, float] | None], place: int) -> list[str]:
+    """The interval of a group as two cells of a table; none where there are no intervals at all."""
+    if not intervals:
+        return []
+    return [_share(end) for end in intervals[place] or (None, None)]
 
 
 def _share(value: float | None) -> str:

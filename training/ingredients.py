@@ -6,7 +6,8 @@ from labeling.models import Policy, PreferenceDataset, Project
 from training.models import Artifact, Run
 from training.rlhf.methods import METHODS
 
-TRAINABLE = tuple(name for name, method in METHODS.items() if method.tables)  # every method but sampling
+RUNNABLE = tuple(name for name, method in METHODS.items() if method.tables)  # every method but sampling
+TRAINABLE = tuple(name for name in RUNNABLE if METHODS[name].makes != "figures")
 LABELLED = ("pairs", "rankings", "ratings", "unpaired", "demonstrations", "texts")  # all but the prompts
 
 

@@ -57,6 +57,7 @@ class Run(models.Model):
         GRPO = "grpo", METHODS["grpo"].label
         REJECTION_SAMPLING = "rejection_sampling", METHODS["rejection_sampling"].label
         DISTILLATION = "distillation", METHODS["distillation"].label
+        JUDGE_AUDIT = "judge_audit", METHODS["judge_audit"].label
         SAMPLE = "sample", METHODS["sample"].label
 
     class State(models.TextChoices):
@@ -84,6 +85,11 @@ class Run(models.Model):
     )
     round = models.ForeignKey(  # the round that a sampling run writes for
         Round, null=True, blank=True, on_delete=models.CASCADE, related_name="sampling_runs"
+    )
+    ensemble = (
+        models.ForeignKey(  # the first of reward models that differ by seed alone; of the first, itself
+            "self", null=True, blank=True, on_delete=models.SET_NULL, related_name="ensemble_runs"
+        )
     )
     preflight = models.JSONField(default=dict, blank=True)  # the child's preflight.json
     evaluation = models.JSONField(default=dict, blank=True)  # the child's evaluation.json
@@ -141,7 +147,7 @@ class Run(models.Model):
 
     @property
     def makes(self) -> str:
-        """reward_model, policy or completions."""
+        """reward_model, policy, completions or figures."""
         return METHODS[self.method].makes
 
     @property

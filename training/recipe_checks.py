@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from labeling.models import Policy, PreferenceDataset, Project
-from training.ingredients import TRAINABLE, can_be_learnt_from, trained_policies
+from training.ingredients import RUNNABLE, can_be_learnt_from, trained_policies
 from training.models import Artifact, Run
 from training.rewards import why_not_permitted
 from training.rlhf.config import ConfigError, RunConfig
@@ -28,8 +28,8 @@ class RunRefused(Exception):
 def check_parts(
     project: Project, method: str, dataset: PreferenceDataset, policy: Policy, reward_model: Artifact | None
 ) -> None:
-    if method not in TRAINABLE:
-        raise RunRefused(f"{method!r} is no method of training: {', '.join(TRAINABLE)}.")
+    if method not in RUNNABLE:
+        raise RunRefused(f"{method!r} is no method of training: {', '.join(RUNNABLE)}.")
     if dataset.project_id != project.pk:
         raise RunRefused(f"The dataset {dataset} belongs to another project.")
     if not can_be_learnt_from(dataset, method):
@@ -57,10 +57,14 @@ def check_teacher(project: Project, recipe: dict[str, Any]) -> None:
 
 
 def check_rewards(project: Project, recipe: dict[str, Any]) -> None:
-    if recipe["rewards"] and not METHODS[recipe["method"]].is_online:
+    learns_from_rewards = METHODS[recipe["method"]].is_online or recipe["method"] == Run.Method.JUDGE_AUDIT
+    if recipe["rewards"] and not learns_from_rewards:
         raise RunRefused(f"{UNFIT} rewards: {METHODS[recipe['method']].label} learns from none.")
-    if why := why_not_permitted(project, recipe["rewards"]):
-        raise RunRefused(f"{UNFIT} {why}")
+    if recipe["evaluators"] and METHODS[recipe["method"]].makes != "policy":
+        raise RunRefused(f"{UNFIT} evaluators: they compare policies, and this makes none.")
+    for role in ("rewards", "evaluators"):
+        if why := why_not_permitted(project, recipe[role], role):
+            raise RunRefused(f"{UNFIT} {why}")
 
 
 def checked_recipe(config: dict[str, Any]) -> dict[str, Any]:

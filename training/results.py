@@ -14,7 +14,7 @@ from django.db import transaction
 
 from labeling import prompts, rounds
 from labeling.models import Policy, Protocol, Round, Task
-from training import next_round
+from training import ensembles, next_round
 from training.leases import Lease
 from training.models import Artifact, Run
 from training.rlhf.run_dir import RunDir, SampledCompletion, SampleRequest, read_jsonl
@@ -40,6 +40,9 @@ def import_results(lease: Lease) -> Run:
         )
         if run.makes == "reward_model":
             _add_artifact(run, run_dir, Artifact.Kind.REWARD_MODEL)
+            ensembles.measure(run)
+        elif run.makes == "figures":
+            pass  # evaluation.json is all
         elif run.makes == "policy":
             policy = _add_candidate(run, run_dir)
             if run.then_next_round:

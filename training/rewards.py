@@ -35,17 +35,27 @@ def watched(rewards: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*rewards, {"name": "hidden preference", "kind": "hidden_preference", "weight": 0.0}]
 
 
-def why_not_permitted(project: Project, rewards: Sequence[dict[str, Any]]) -> str:
-    """Why these entries of a checked recipe may not be used here; empty when they may. A query or two."""
+def why_not_permitted(project: Project, rewards: Sequence[dict[str, Any]], role: str = "rewards") -> str:
+    """Why these entries of a checked recipe may not be used here; empty when they may. A query or two.
+
+    `role`: rewards, or evaluators.
+    """
     if len(rewards) > MOST:
-        return f"rewards: at most {MOST}"
-    found = (_why_not(project, reward) for reward in rewards)
+        return f"{role}: at most {MOST}"
+    found = (_why_not(project, reward, role) for reward in rewards)
     return next((why for why in found if why), "")
 
 
-def _why_not(project: Project, reward: dict[str, Any]) -> str:
-    name, location = f"rewards.{reward['name']}", reward["location"]
+def _why_not(project: Project, reward: dict[str, Any], role: str) -> str:
+    name, location, options = f"{role}.{reward['name']}", reward["location"], reward["options"]
     match reward["kind"]:
+        case "ensemble" | "gated":
+            named = [*options.get("models", []), *(options.get(one) for one in ("helpfulness", "safety"))]
+            folders = {folder for folder in named if folder}
+            if location:
+                return f"{name}.location: its models are named among its options"
+            if reward_models(project).filter(folder__in=folders).count() < len(folders):
+                return f"{name}: one of its models is no reward model of this project"
         case "model":
             if not reward_models(project).filter(folder=location).exists():
                 return f"{name}.location is no reward model of this project"

@@ -12,6 +12,7 @@ from django import forms
 from django.conf import settings
 
 from labeling.models import Project
+from training.forms import combined
 from training.ingredients import reward_models, trained_policies
 from training.models import Artifact
 from training.rewards import reward_from
@@ -58,6 +59,7 @@ def reward_fields(project: Project, models: list[Artifact]) -> dict[str, forms.F
     for model in models:
         fields[f"reward_{model.run_id}"] = forms.BooleanField(required=False, label=_called(model))
         fields[f"reward_{model.run_id}_weight"] = _weight(f"Weight of the model of run {model.run_id}")
+    fields |= combined.combined_fields(named(models))
     for row in range(1, RULES + 1):
         fields[f"rule_{row}_kind"] = forms.ChoiceField(
             required=False, label=f"Rule {row}", choices=list(KINDS.items())
@@ -69,20 +71,8 @@ def reward_fields(project: Project, models: list[Artifact]) -> dict[str, forms.F
         fields[f"rule_{row}_name"] = forms.CharField(
             required=False, label=f"Name of rule {row}", max_length=60
         )
-    fields |= {
-        "judge_location": forms.ChoiceField(required=False, label="Judge", choices=_judges(project)),
-        "judge_model": forms.CharField(
-            required=False, max_length=200, label="Model", help_text="Of a server: as it names the model."
-        ),
-        "judge_rubric": forms.CharField(
-            required=False,
-            label="Rubric",
-            max_length=4000,
-            widget=forms.Textarea(attrs={"rows": 3}),
-            help_text="What makes a completion good, as you would tell a person.",
-        ),
-        "judge_weight": _weight("Weight of the judge"),
-    }
+    fields |= judge_fields(project)
+    fields["judge_weight"] = _weight("Weight of the judge")
     if settings.REWARD_MODULES:
         fields["python_function"] = forms.CharField(
             required=False,
@@ -94,13 +84,34 @@ def reward_fields(project: Project, models: list[Artifact]) -> dict[str, forms.F
     return fields
 
 
+def judge_fields(project: Project) -> dict[str, forms.Field]:
+    return {
+        "judge_location": forms.ChoiceField(required=False, label="Judge", choices=judges(project)),
+        "judge_model": forms.CharField(
+            required=False, max_length=200, label="Model", help_text="Of a server: as it names the model."
+        ),
+        "judge_rubric": forms.CharField(
+            required=False,
+            label="Rubric",
+            max_length=4000,
+            widget=forms.Textarea(attrs={"rows": 3}),
+            help_text="What makes a completion good, as you would tell a person.",
+        ),
+    }
+
+
 def _called(model: Artifact) -> str:
     accuracy = model.run.evaluation.get("accuracy")
     right = f", {accuracy * 100:.0f}\u00a0% right" if isinstance(accuracy, float) else ""
     return f"Run {model.run_id}, on {model.run.dataset}{right}"
 
 
-def _judges(project: Project) -> list[tuple[str, str]]:
+def named(models: list[Artifact]) -> list[tuple[str, str]]:
+    """Reward models to choose from: value and label."""
+    return [(str(model.run_id), _called(model)) for model in models]
+
+
+def judges(project: Project) -> list[tuple[str, str]]:
     servers = [(address, address) for address in settings.JUDGES]
     policies = [(policy.location, str(policy)) for policy in trained_policies(project)]
     return [("", "No judge"), *servers, *policies]
@@ -125,6 +136,10 @@ def rewards_in(values: dict[str, Any], models: list[Artifact]) -> Found:
         chosen = f"reward_{model.run_id}"
         if values.get(chosen):
             add(reward_from(model), chosen, f"{chosen}_weight")
+    if several := combined.ensemble_in(values, models):
+        add(several, "ensemble_models", "ensemble_weight")
+    if pair := combined.gated_in(values, models):
+        add(pair, "gated_helpfulness", "gated_weight")
     for row in range(1, RULES + 1):
         text = f"rule_{row}_text"
         if rule := _rule(values, row):
@@ -137,6 +152,14 @@ def rewards_in(values: dict[str, Any], models: list[Artifact]) -> Found:
     if not found.rewards:
         raise RewardError(first_field(models), NO_REWARD)
     return found
+
+
+def judge_in(values: dict[str, Any]) -> Found:
+    """A judge alone. Raises RewardError where none was chosen."""
+    judge = _judge(values)
+    if judge is None:
+        raise RewardError("judge_location", "Choose the judge to ask.")
+    return Found([{**judge, "weight": 1.0}], {"judge": ("judge_location", "judge_location")})
 
 
 def first_field(models: list[Artifact]) -> str:
@@ -208,6 +231,8 @@ def filled_in(rewards: list[dict[str, Any]], models: list[Artifact]) -> dict[str
             if reward["location"] in runs:
                 name = f"reward_{runs[reward['location']]}"
                 values |= {name: True, f"{name}_weight": weight}
+        elif kind in ("ensemble", "gated"):
+            values |= combined.filled_in(reward, models)
         elif kind == "judge":
             values |= {"judge_location": reward["location"], "judge_weight": weight}
             values |= {f"judge_{name}": options.get(name, "") for name in ("rubric", "model")}

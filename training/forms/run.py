@@ -7,12 +7,13 @@ from django import forms
 from django.db.models import QuerySet
 
 from labeling.models import Policy, PreferenceDataset, Project
-from training.forms import mixture, rewards, setting_fields
+from training.forms import combined, evaluators, mixture, rewards, setting_fields
 from training.ingredients import datasets_to_learn_from, reward_models, trained_policies
 from training.models import Artifact, Run
 from training.recipes import default_settings
 from training.rlhf.config import ConfigError, RunConfig, upgraded
 from training.rlhf.methods import METHODS
+from training.rlhf.reward_options import MOST_MODELS
 
 # As a refusal names settings, one or two: "ppo.epochs is 0: from 1 to 64", "'training.max_steps': at most 9".
 SETTING = re.compile(r"'?\b(?:[a-z_]+\.)?[a-z_]+'?")
@@ -59,13 +60,15 @@ class RunForm(forms.Form):
         policy = project.current_policy if project.current_policy in policies else policies.first()
         chosen: dict[str, Any] = kwargs.pop("initial", None) or {}
         policy = policies.filter(pk=chosen.get("policy", 0)).first() or policy
-        self.models = rewards.offered(project) if self.learns.is_online else []
+        writes = self.learns.makes == "policy"
+        self.models = rewards.offered(project) if writes else []
         if like is None or like.method != method:
             defaults = default_settings(method=method, policy=policy)
             filled_in = {"seed": 0, **setting_fields.flat(method, upgraded(defaults)), "policy": policy}
         else:
             filled_in = settings_of(like) | rewards.filled_in(like.config.get("rewards") or [], self.models)
             filled_in |= mixture.filled_in(like)
+            filled_in |= evaluators.filled_in(like.config.get("evaluators") or [], self.models)
         kwargs["initial"] = {**filled_in, **chosen}
         self.mixable = mixture.offered(project, method, like if like and like.method == method else None)
         super().__init__(*args, **kwargs)
@@ -79,13 +82,28 @@ class RunForm(forms.Form):
         best = models.filter(run__dataset=self.initial["dataset"]).first()
         self._choose_from("reward_model", models, best)
         offered = rewards.reward_fields(project, self.models) if self.learns.is_online else {}
+        if self.learns.makes == "figures":
+            offered = rewards.judge_fields(project)
+            self.policy = self.initial["policy"]
+            del self.fields["policy"]
+        if method == Run.Method.REWARD_MODEL:
+            self.fields["ensemble_size"] = forms.IntegerField(
+                min_value=1,
+                max_value=MOST_MODELS,
+                initial=1,
+                label="How many of them",
+                help_text="More than one: they differ by seed and order of the data alone, and how far "
+                "they disagree is measured.",
+            )
         self.fields |= offered
         self.reward_names = tuple(offered)
         self.fields |= mixture.mixture_fields(self.mixable)
-        if self.models and not any(self.initial.get(name) for name in offered):
+        if writes:
+            self.fields |= evaluators.evaluator_fields(rewards.named(self.models), rewards.judges(project))
+        if offered and self.models and not any(self.initial.get(name) for name in offered):
             proposed = best if best in self.models else self.models[0]
             self.initial[f"reward_{proposed.run_id}"] = True
-        if self.learns.makes != "policy":
+        if not writes:
             for name in ("reward_model", "then_next_round"):
                 del self.fields[name]
 
@@ -117,7 +135,7 @@ class RunForm(forms.Form):
     def settings(self) -> list[forms.BoundField]:
         first = setting_fields.first_of(self.method)
         found = {s.key: s.field for s in self.settings_read}
-        return self._bound(*(found[key] for key in first), "seed")
+        return self._bound(*(found[key] for key in first), "seed", "ensemble_size")
 
     def folded_groups(self) -> list[tuple[str, list[forms.BoundField]]]:
         """The rest, section by section, the method's own first."""
@@ -162,8 +180,29 @@ class RunForm(forms.Form):
     def judge(self) -> list[forms.BoundField]:
         return self._bound("judge_location", "judge_model", "judge_rubric", "judge_weight")
 
+    def may_ask_a_judge(self) -> bool:
+        return any(name in self.fields for name in ("judge_location", "eval_judge_location"))
+
     def judge_open(self) -> bool:
         return any(field.errors or field.value() for field in self.judge()[:3])
+
+    def ensemble(self) -> list[forms.BoundField]:
+        return self._bound(*combined.ENSEMBLE)
+
+    def ensemble_open(self) -> bool:
+        return any(field.errors or field.value() for field in self.ensemble()[:1])
+
+    def gated(self) -> list[forms.BoundField]:
+        return self._bound(*combined.GATED)
+
+    def gated_open(self) -> bool:
+        return any(field.errors or field.value() for field in self.gated()[:2])
+
+    def evaluators(self) -> list[forms.BoundField]:
+        return self._bound(*evaluators.NAMES)
+
+    def evaluators_open(self) -> bool:
+        return any(field.errors or field.value() for field in self.evaluators())
 
     def functions(self) -> list[forms.BoundField]:
         return self._bound("python_function", "python_weight")
@@ -174,7 +213,14 @@ class RunForm(forms.Form):
     def wrong(self) -> list[forms.BoundField]:
         """Fields that something is said beside, in the order of the page."""
         mixed = [field for box, weight, _ in self.mixture() for field in (box, weight)]
-        named = (*self.choices(), *mixed, *self._bound(*self.reward_names), *self.settings(), *self.folded())
+        named = (
+            *self.choices(),
+            *mixed,
+            *self.evaluators(),
+            *self._bound(*self.reward_names),
+            *self.settings(),
+            *self.folded(),
+        )
         return [field for field in named if field.errors]
 
     def folded_has_errors(self) -> bool:
@@ -198,8 +244,14 @@ class RunForm(forms.Form):
         try:
             if self.learns.is_online:
                 self.found = rewards.rewards_in(values, self.models)
+            elif self.learns.makes == "figures":
+                self.found = rewards.judge_in(values)
+                values["policy"] = self.policy
+            self.compared_by = evaluators.evaluators_in(values, self.models)
             self.config = self._config(values)
             RunConfig.from_json({**self.config, "method": self.method, "model": "to be filled in"})
+        except forms.ValidationError as error:
+            self.add_error(None, error)
         except rewards.RewardError as error:
             self.add_error(error.field, str(error))
         except ConfigError as error:
@@ -208,12 +260,14 @@ class RunForm(forms.Form):
 
     def _config(self, values: dict[str, Any]) -> dict[str, Any]:
         recipe = {"seed": values["seed"], **setting_fields.recipe_of(self.method, values)}
-        return {**recipe, "rewards": self.found.rewards} if self.learns.is_online else recipe
+        if self.compared_by:
+            recipe["evaluators"] = self.compared_by
+        return {**recipe, "rewards": self.found.rewards} if self.found.rewards else recipe
 
     def refuse(self, why: str) -> None:
         """Say it beside the settings that it begins with, and in the words of the page."""
         if beside := self._reward_named(why):
-            self.add_error(beside, why.removeprefix("rewards."))
+            self.add_error(beside, why.removeprefix("rewards.").removeprefix("evaluators."))
             return
         begins = NAMED.match(why)
         settings = [setting for setting in (begins.groups() if begins else ()) if setting]
@@ -240,6 +294,8 @@ class RunForm(forms.Form):
 
     def _reward_named(self, why: str) -> str:
         """The field of the reward that a refusal begins with; empty when it is about something else."""
+        if why.startswith("evaluators."):
+            return next((field for name, field in evaluators.FIELD_OF.items() if f".{name}" in why), "")
         if not why.startswith("rewards"):
             return ""
         for name in sorted(self.found.fields, key=len, reverse=True):  # "length 2" before "length"
@@ -268,7 +324,8 @@ def settings_of(run: Run) -> dict[str, Any]:
         **setting_fields.flat(run.method, recipe),
         **{name: getattr(run, name) for name in ("dataset", "policy", "reward_model", "then_next_round")},
     }
-    values["max_length"] = max(values["max_length"], _longest_dropped(run))
+    if "max_length" in values:
+        values["max_length"] = max(values["max_length"], _longest_dropped(run))
     return values
 
 

@@ -47,6 +47,8 @@ class Setting:
 def sections_of(method: str) -> tuple[str, ...]:
     """Sections that the method reads, in the order of the page. A reward model writes nothing."""
     own = METHODS[method].section
+    if METHODS[method].makes == "figures":
+        return (own,)  # it trains nothing
     writes = METHODS[method].makes == "policy"
     return tuple(name for name in ("training", own, "tuning", "sampling" if writes else "") if name)
 
@@ -64,6 +66,8 @@ def settings_of(method: str) -> list[Setting]:
 
 def first_of(method: str) -> tuple[str, ...]:
     """Keys of the settings that are asked for at once."""
+    if METHODS[method].makes == "figures":
+        return tuple(setting.key for setting in settings_of(method))
     is_online = METHODS[method].is_online
     shared = FIRST_ONLINE if is_online else FIRST
     length = ("sampling.max_new_tokens",) if METHODS[method].draws else ()

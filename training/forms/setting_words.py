@@ -42,6 +42,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "reward_learning.ranking_loss": ("Loss of rankings", ""),
     "reward_learning.rating_loss": ("Loss of ratings", "Ordinal keeps the order and learns the distances."),
     "reward_learning.rating_weight": ("Weight of a rating", "Beside a comparison's 1; 0 leaves ratings out."),
+    "judge_audit.comparisons": ("Comparisons at most", "Held-out ones; each is asked in both orders."),
     "dpo.beta": (
         "Beta",
         "How strongly the policy is held to the one it starts from: 0.1 is usual, higher stays closer.",

@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 from training.rlhf import compatibility
 from training.rlhf.method_settings import (
+    EVALUATOR_KINDS,
     ConfigError,
     Distillation,
     Dpo,
     Grpo,
+    JudgeAudit,
     Kto,
     Ppo,
     RejectionSampling,
@@ -23,7 +25,7 @@ from training.rlhf.method_settings import (
 from training.rlhf.method_settings import check as _check
 from training.rlhf.methods import METHODS
 from training.rlhf.mixture_settings import MixedDataset, check_mixture
-from training.rlhf.reward_options import options_of
+from training.rlhf.reward_options import check_rewards
 from training.rlhf.tuning_settings import Tuning
 
 __all__ = ["FORMAT", "HUB_ID", "ConfigError", "RunConfig", "Sampling", "Training", "Tuning", "upgraded"]
@@ -94,7 +96,9 @@ class RunConfig:
 
     Methods that train (training.rlhf.methods): learn from `data/`, starting from `model`, and evaluate on
         `data/*.test.jsonl`; a policy is compared with `model` itself as reference, and with `reward_model`
-        (a folder) win rates are reported. Online methods learn from `rewards`.
+        (a folder) win rates are reported, and by each of `evaluators` (reward models together, a judge).
+        Online methods learn from `rewards`.
+    judge_audit: ask the judge among `rewards` about the comparisons of `data/`, beside what people said.
     sample: write `completions.jsonl` for `data/requests.jsonl` with `policies` {name in requests: location}.
     """
 
@@ -105,6 +109,7 @@ class RunConfig:
     policies: dict[str, str] = field(default_factory=dict)
     rewards: tuple[RewardFunction, ...] = ()
     mixture: tuple[MixedDataset, ...] = ()  # further datasets, in data/mixture/NAME/
+    evaluators: tuple[RewardFunction, ...] = ()
     tuning: Tuning = field(default_factory=Tuning)
     training: Training = field(default_factory=Training)
     sampling: Sampling = field(default_factory=Sampling)
@@ -116,6 +121,7 @@ class RunConfig:
     grpo: Grpo = field(default_factory=Grpo)
     rejection_sampling: RejectionSampling = field(default_factory=RejectionSampling)
     distillation: Distillation = field(default_factory=Distillation)
+    judge_audit: JudgeAudit = field(default_factory=JudgeAudit)
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -127,7 +133,9 @@ class RunConfig:
             for name, location in self.policies.items():
                 _check(isinstance(location, str), f"policies.{name} is {location!r}: a folder or hub id")
             return
-        _check(bool(self.model), "model: name the folder or hub id to start from")
+        _check(
+            bool(self.model) or self.method == "judge_audit", "model: name the folder or hub id to start from"
+        )
         check_mixture(self.mixture)
         if METHODS[self.method].needs_teacher:
             taught = self.distillation.teacher or self.distillation.system_prompt
@@ -137,11 +145,14 @@ class RunConfig:
         )
         if METHODS[self.method].is_online:
             _check(bool(self.rewards), f"rewards: {self.method} needs at least one reward function")
-            names = [reward.name for reward in self.rewards]
-            _check(len(set(names)) == len(names), "rewards: each needs a name of its own")
-            _check("missing_eos" not in names, "rewards: missing_eos is the penalty for a cut completion")
-            for reward in self.rewards:
-                options_of(reward)
+            check_rewards(self.rewards)
+        if self.method == "judge_audit":
+            check_rewards(self.rewards)
+            kinds = [reward.kind for reward in self.rewards]
+            _check(kinds == ["judge"], "rewards: a judge audit asks one judge")
+        check_rewards(self.evaluators, where="evaluators")
+        for one in self.evaluators:
+            _check(one.kind in EVALUATOR_KINDS, f"evaluators.{one.name}: {one.kind} prefers nothing")
         if self.method in ("rloo", "grpo"):
             self._check_groups()
         if self.method == "ppo":
@@ -196,7 +207,7 @@ _SECTIONS: dict[str, Any] = {
     for item in dataclasses.fields(RunConfig)
     if dataclasses.is_dataclass(item.default_factory)
 }
-_LISTS: dict[str, Any] = {"rewards": RewardFunction, "mixture": MixedDataset}
+_LISTS: dict[str, Any] = {"rewards": RewardFunction, "evaluators": RewardFunction, "mixture": MixedDataset}
 _OWN_SECTIONS = {method.section for method in METHODS.values() if method.section}
 # Settings that lay in `training` while there were two methods, and where they went.
 _MOVED: dict[str, dict[str, tuple[str, ...]]] = {

@@ -37,7 +37,7 @@ class Need(NamedTuple):
 
 
 def need(config: RunConfig, model_config: PretrainedConfig, weights: Weights, *, steps: int) -> Need:
-    """What the run folder will take beside what is in it. `weights`: those of training.rlhf.tuning_kinds.trained_share."""
+    """What the run folder will take beside what is in it. `weights`: as `trained_share` counts them."""
     learnt = weights.trained
     if config.method == "ppo":  # the value model: an adapter of its own, or a whole body
         learnt += weights.trained if config.tuning.kind in PEFT_VALUE_HEADS else weights.whole

@@ -16,7 +16,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from training.rlhf import failures, learners, loading, rating_head, rendering, sampling, scoring
+from training.rlhf import (
+    criteria,
+    evaluators,
+    failures,
+    held_out_scores,
+    learners,
+    loading,
+    rating_head,
+    rendering,
+    sampling,
+    scoring,
+)
 from training.rlhf.checkpoints import is_disk_full
 from training.rlhf.checks.estimate import length_limit
 from training.rlhf.config import RunConfig, Sampling
@@ -29,7 +40,7 @@ from training.rlhf.model_files import causal_config
 from training.rlhf.progress import report
 from training.rlhf.rows import held_out
 from training.rlhf.rows.door import Message
-from training.rlhf.rows.rated import Rated, read_rated
+from training.rlhf.rows.rated import Rated, of_criterion, read_rated
 from training.rlhf.run_dir import (
     EXIT_REFUSED,
     ProgressWriter,
@@ -64,6 +75,9 @@ def evaluate_reward_model(run_dir: RunDir, config: RunConfig, progress: Progress
     """
     progress.write("Scoring held-out rows")
     model, tokenizer = loading.load_reward_model(run_dir.model)
+    heads = criteria.load(run_dir.model)
+    if heads is not None:
+        criteria.widen(model, heads)
     loading.use_device(model)
     limit = length_limit(config, model.config)
 
@@ -72,15 +86,26 @@ def evaluate_reward_model(run_dir: RunDir, config: RunConfig, progress: Progress
 
     compared = read_for_reward_model(run_dir, "test")
     elements = drop_too_long(compared, limit=limit, count_tokens=count_tokens).elements
-    rated = drop_too_long(read_rated(run_dir, "test"), limit=limit, count_tokens=count_tokens).elements
+    wanted = config.reward_learning.criteria
+    unseen = read_rated(run_dir, "test", wanted=wanted)
+    rated = drop_too_long(unseen, limit=limit, count_tokens=count_tokens).elements
     rows: list[Row] = [*elements, *rated]
     conversations = [one for row in rows for one in row.conversations()]
-    scores = scoring.reward_scores(model, tokenizer, conversations, batch_size=config.training.batch_size)
+    columns = scoring.columns_of_tokens(
+        model,
+        [rendering.conversation_ids(tokenizer, one) for one in conversations],
+        pad_id=int(tokenizer.pad_token_id),
+        batch_size=config.training.batch_size,
+    )
+    scores = [row[0] for row in columns]
     split = len(scores) - len(rated)
     learnt_from = read_for_reward_model(run_dir, "train")
     found = figures.reward_figures(elements, scores[:split], learnt_from=learnt_from)
     found["ratings"] = _by_ratings(run_dir, rated, scores[split:])
     margins = any(comparison.margin for element in elements for comparison in element.comparisons)
+    found["criteria"] = _by_criterion(run_dir, heads, rated, columns[split:])
+    found["scores"] = _spread(scores)
+    held_out_scores.write(run_dir, rows, scores)
     found["calibration_note"] = MARGIN_NOTE if margins and config.reward_learning.use_margin else ""
     write_json(run_dir.evaluation, found)
     values = {"eval_accuracy": found["accuracy"], "ece": found["ece"]}
@@ -88,6 +113,38 @@ def evaluate_reward_model(run_dir: RunDir, config: RunConfig, progress: Progress
         values |= {"eval_spearman": found["ratings"]["spearman"], "eval_mae": found["ratings"]["mae"]}
     report(progress, values, message="Evaluated")
     return found
+
+
+def _by_criterion(
+    run_dir: RunDir, heads: criteria.Heads | None, rated: list[Rated], columns: list[list[float]]
+) -> dict[str, Any]:
+    """For each criterion its share of the reward, and how its own head does on its held-out ratings."""
+    if heads is None:
+        return {}
+    read = rating_head.load_each(run_dir.model)
+    found: dict[str, Any] = {}
+    for number, name in enumerate(heads.names):
+        mine = of_criterion(rated, name)
+        said = torch.tensor([columns[place][1 + number] for place, _ in mine])
+        head = read.get(name)
+        given: dict[str, Any] = {}
+        if head is not None and mine:
+            given = {
+                "expected": head.expected(said).tolist(),
+                "finds_acceptable": head.finds_acceptable(said).tolist(),
+                "acceptable_from": head.acceptable_from,
+            }
+        figures_of = rating_figures.rating_figures([one for _, one in mine], said.tolist(), **given)
+        found[name] = {"share": float(heads.shares[number]), **(figures_of or {"n": 0})}
+    return found
+
+
+def _spread(scores: list[float]) -> dict[str, float] | None:
+    """Mean and deviation over the held-out texts: what puts several reward models on one scale."""
+    if len(scores) < 2:
+        return None
+    values = torch.tensor(scores)
+    return {"mean": float(values.mean()), "std": float(values.std(correction=0)), "n": len(scores)}
 
 
 def _by_ratings(run_dir: RunDir, rated: list[Rated], scores: list[float]) -> dict[str, Any] | None:
@@ -127,19 +184,28 @@ def evaluate_policy(run_dir: RunDir, config: RunConfig, progress: ProgressWriter
         found[f"distinct_2_{name}"] = distinct_ngrams([one.ids for one in samples], 2)
         found |= {f"{figure}_{name}": value for figure, value in drawn.nats[name].items()}
     found |= _by_reward_model(config, prompts, drawn.samples, progress)
+    said = evaluators.ask(config, prompts, drawn.samples, progress)
+    found["evaluators"] = said.figures
     sampling.write_completions(
         run_dir,
         (
-            SampledCompletion(
-                request=prompt.line, policy=name, text=one.text, finish=one.finish, tokens=one.tokens
-            )
+            _line(prompt.line, name, one, {key: column[place] for key, column in said.scores[name].items()})
             for name, samples in drawn.samples.items()
-            for prompt, one in zip(asked, samples, strict=True)
+            for place, (prompt, one) in enumerate(zip(asked, samples, strict=True))
         ),
     )
     write_json(run_dir.evaluation, found)
     report(progress, {"kl": found["kl"], "win_rate": found["win_rate_reward_model"]}, message="Evaluated")
     return found
+
+
+def _line(request: int, policy: str, one: sampling.Sampled, scores: dict[str, float]) -> SampledCompletion:
+    line = SampledCompletion(
+        request=request, policy=policy, text=one.text, finish=one.finish, tokens=one.tokens
+    )
+    if scores:
+        line["scores"] = scores
+    return line
 
 
 def failed(run_dir: RunDir, error: Exception, progress: ProgressWriter) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from training.rlhf import checkpoints, finite, lineage, loading, rehearsal
+from training.rlhf import checkpoints, criteria, finite, lineage, loading, rehearsal
 from training.rlhf.alarms import Alarms
 from training.rlhf.config import RunConfig, Training
 from training.rlhf.failures import Diverged, Refused
@@ -243,6 +243,9 @@ class Checkpointed(Trainer):
     def load_beside(self, folder: Path) -> None:
         """Take it back from a checkpoint."""
 
+    def finish(self, model: Any, folder: Path) -> None:
+        """Make what was trained what is stored, once its adapters are merged; `folder` becomes model/."""
+
 
 def fit(trainer: Trainer, *, run_dir: RunDir, progress: ProgressWriter) -> None:
     """Train from the last checkpoint, or the start. Raises Cancelled, once it is saved, when told to stop."""
@@ -273,9 +276,16 @@ def save_trained(
     trainer: Trainer, tokenizer: PreTrainedTokenizerBase, *, run_dir: RunDir, config: RunConfig
 ) -> None:
     """`save_model` for what a trainer has trained, with what it learnt beside the weights."""
-    beside = trainer.save_beside if isinstance(trainer, Checkpointed) else None
+    ours = trainer if isinstance(trainer, Checkpointed) else None
     model = trainer.accelerator.unwrap_model(trainer.model)
-    save_model(model, tokenizer, run_dir=run_dir, config=config, save_beside=beside)
+    save_model(
+        model,
+        tokenizer,
+        run_dir=run_dir,
+        config=config,
+        save_beside=ours.save_beside if ours else None,
+        finish=ours.finish if ours else None,
+    )
 
 
 def save_model(
@@ -285,6 +295,7 @@ def save_model(
     run_dir: RunDir,
     config: RunConfig,
     save_beside: Callable[[Path], None] | None = None,
+    finish: Callable[[Any, Path], None] | None = None,
 ) -> None:
     """Write model/ whole, by rename: weights, tokenizer with its template, lineage.
 
@@ -306,6 +317,8 @@ def save_model(
         if config.tuning.kind == "qlora":
             model = _on_whole_base(run_dir, config, tokenizer)
         model = model.float().merge_and_unload()
+    if finish is not None:
+        finish(model, draft)
     dtype = saved_dtype(config)
     round_by_chance(model, dtype, seed=config.seed)
     model.to(dtype).save_pretrained(draft)
@@ -321,6 +334,7 @@ def _on_whole_base(run_dir: RunDir, config: RunConfig, tokenizer: PreTrainedToke
         if METHODS[config.method].makes == "policy"
         else loading.load_reward_base(config.model, seed=config.seed)
     )
+    criteria.expand(base, config.reward_learning.heads)
     loading.fit(base, tokenizer, where=config.model)
     return PeftModel.from_pretrained(base, str(run_dir.path / "adapter"))
 

@@ -79,7 +79,7 @@ def setting_errors(
     module = _module(config.method)
     check = getattr(module, "check", None)
     errors, warnings = ([], []) if check is None else check(config, tokenizer)
-    if METHODS[config.method].is_online:
+    if METHODS[config.method].is_online or config.evaluators:
         of_rewards = rewards.problems(config)
         errors, warnings = [*errors, *of_rewards[0]], [*warnings, *of_rewards[1]]
     cautions = getattr(module, "cautions", None)

@@ -39,11 +39,39 @@ class RewardLearning:
     ranking_loss: Literal["pairs", "plackett_luce"] = "pairs"
     rating_loss: Literal["ordinal", "regression"] = "ordinal"
     rating_weight: float = 1.0  # of a rating beside a comparison's 1; 0 leaves ratings out
+    criteria: dict[str, float] = field(
+        default_factory=dict
+    )  # of ratings; empty: the overall one, or all alike
+    one_head_each: bool = (
+        True  # a score for each criterion, whose weighted sum is the reward; else one of all
+    )
 
     def __post_init__(self) -> None:
         check_choice("reward_learning.ranking_loss", self.ranking_loss, RANKING_LOSSES)
         check_choice("reward_learning.rating_loss", self.rating_loss, RATING_LOSSES)
         check_range("reward_learning.rating_weight", self.rating_weight, 0, 100)
+        _check_criteria(self.criteria, negative=self.one_head_each)
+
+    @property
+    def heads(self) -> dict[str, float]:
+        """The criteria that have a head of their own, by name, with their weights."""
+        return self.criteria if self.one_head_each else {}
+
+
+def _check_criteria(criteria: dict[str, float], *, negative: bool) -> None:
+    where = "reward_learning.criteria"
+    check(len(criteria) <= 16, f"{where}: at most 16")
+    names = [name.strip().lower() for name in criteria]
+    check(all(0 < len(name) <= 60 for name in names), f"{where}: each has a name of 1 to 60 letters")
+    check(len(set(names)) == len(names), f"{where}: each criterion once")
+    for name, weight in criteria.items():
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        check(is_number and weight == weight, f"{where}: the weight of {name} is {weight!r}: a number")
+        check(
+            0 < abs(weight) <= 1000, f"{where}: the weight of {name} is {weight}: from -1,000 to 1,000, not 0"
+        )
+        check(negative or weight > 0, f"{where}: the weight of {name} is {weight}: above 0, where one score "
+              "learns them all")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +222,20 @@ class Distillation:
         check_range("distillation.divergence", self.divergence, 0, 1)
 
 
-REWARD_KINDS = ("model", "length", "regex", "forbidden", "python", "judge", "hidden_preference")
+@dataclass(frozen=True, kw_only=True)
+class JudgeAudit:
+    """Asking a judge what people were asked, to see how far it is one of them."""
+
+    comparisons: int = 200  # held-out ones at most; each is two questions
+
+    def __post_init__(self) -> None:
+        check_range("judge_audit.comparisons", self.comparisons, 1, 10_000)
+
+
+REWARD_KINDS = (
+    "model", "ensemble", "gated", "length", "regex", "forbidden", "python", "judge", "hidden_preference",
+)  # fmt: skip
+EVALUATOR_KINDS = ("model", "ensemble", "gated", "judge")  # that may say which of two policies is better
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +243,9 @@ class RewardFunction:
     """A named number for a completion; a run's reward is the weighted sum (training.rlhf.rewards)."""
 
     name: str
-    kind: Literal["model", "length", "regex", "forbidden", "python", "judge", "hidden_preference"]
+    kind: Literal[
+        "model", "ensemble", "gated", "length", "regex", "forbidden", "python", "judge", "hidden_preference"
+    ]
     weight: float = 1.0
     location: str = (
         ""  # model: its folder. judge: a local policy, or the address of an OpenAI-compatible server

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Makes = Literal["reward_model", "policy", "completions"]
+Makes = Literal["reward_model", "policy", "completions", "figures"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +110,14 @@ METHODS: dict[str, Method] = {
             section="distillation",
             needs_teacher=True,
             learns_from="Prompts, and a teacher or a system prompt.",
+        ),
+        Method(
+            name="judge_audit",
+            label="Judge audit",
+            makes="figures",
+            tables=("pairs", "rankings"),
+            section="judge_audit",
+            learns_from="Comparisons by people.",
         ),
         Method(name="sample", label="Sample completions", makes="completions"),
     )

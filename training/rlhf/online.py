@@ -99,8 +99,8 @@ class OnlineTrainer(Checkpointed):
         self.asked: list[Messages] = []
         self.evaluated = 0
         super().__init__(reward_funcs=[_scored_together], **kwargs)  # type: ignore[call-arg]
-        self.reward_func_names = [*(one.name for one in rewards.functions), MISSING_EOS]
-        weights = [one.weight for one in rewards.functions]
+        self.reward_func_names = [*(one.name for one in rewards.functions), *rewards.beside, MISSING_EOS]
+        weights = [*(one.weight for one in rewards.functions), *(0.0 for _ in rewards.beside)]
         self.reward_weights = torch.tensor([*weights, penalty], dtype=torch.float32)
         trl: Any = self
         trl.eos_token_ids = sampling.end_ids(trl.model, trl.processing_class)

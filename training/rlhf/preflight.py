@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from training.rlhf import disk, failures, learners, loading, rendering, sampling
+from training.rlhf import disk, failures, judge_audit, learners, loading, rendering, sampling
 from training.rlhf.checks import estimate
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Element, Row
@@ -29,6 +29,8 @@ from training.rlhf.tuning_kinds import adapters
 def check(run_dir: RunDir, config: RunConfig) -> Preflight:
     """The content of preflight.json. Never raises but for a stop: what goes wrong is an error in it."""
     try:
+        if config.method == "judge_audit":
+            return judge_audit.check(run_dir, config)
         return _check_sampling(run_dir, config) if config.method == "sample" else _check(run_dir, config)
     except Cancelled:
         raise

@@ -29,6 +29,7 @@ from training.rlhf.rows.rated import Rated, acceptable_from
 from training.rlhf.run_dir import write_json
 
 FILE = "rating_head.json"
+EACH = "rating_heads.json"  # of a reward model with a score for each criterion
 MOST_RATINGS = 101  # of an ordinal scale; 0 to 100 is the longest in use
 
 
@@ -151,6 +152,25 @@ def save(head: RatingHead, folder: Path) -> None:
     write_json(folder / FILE, head.to_json())
 
 
+def save_each(heads: dict[str, RatingHead], folder: Path) -> None:
+    """Write rating_heads.json: the head of each criterion by its name."""
+    write_json(folder / EACH, {name: head.to_json() for name, head in heads.items()})
+
+
+def load_each(folder: str | Path) -> dict[str, RatingHead]:
+    """The heads of a reward model's criteria; none where it has none. Raises Refused."""
+    path = Path(folder) / EACH
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): _head_of(one, path) for name, one in found.items()}
+    except (ValueError, AttributeError) as error:
+        raise Refused(
+            f"These are not what rating heads were saved as: {error}.", str(path), "Remove the file."
+        ) from error
+
+
 def load(folder: str | Path) -> RatingHead | None:
     """The head of a saved reward model; None where it never learnt from ratings. Raises Refused."""
     path = Path(folder) / FILE
@@ -158,6 +178,15 @@ def load(folder: str | Path) -> RatingHead | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Refused(
+            f"This is not what a rating head was saved as: {error}.", str(path), "Remove the file."
+        ) from error
+    return _head_of(found, path)
+
+
+def _head_of(found: Any, path: Path) -> RatingHead:
+    try:
         if found["kind"] == "regression":
             return RegressionHead(found["scale"], mean=float(found["mean"]), std=float(found["std"]))
         first, increments = torch.tensor(found["first"]), torch.tensor(found["increments"])

@@ -215,6 +215,8 @@ def figures(rows: Sequence[DrawnRow]) -> dict[str, float]:
         "eos_rate": sum(one["finish"] == "eos" for one in every) / len(every),
         "completions/mean_length": sum(one["tokens"] for one in every) / len(every),
     }
+    for name in every[0]["parts"]:
+        found[f"rewards/{name}/mean"] = sum(one["parts"][name] for one in every) / len(every)
     return found | ({"reward_best": sum(kept) / len(kept)} if kept else {})
 
 

@@ -14,7 +14,7 @@ encoder's at its first.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
-from training.rlhf import rating_head, rendering, scoring
+from training.rlhf import criteria, rating_head, rendering, scoring
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Element, Split, read_pairs, read_rankings, without_pairs_of
 from training.rlhf.failures import Refused
@@ -32,7 +32,7 @@ from training.rlhf.losses.preference_loss import comparison_loss, mean_over_elem
 from training.rlhf.losses.ranking_loss import plackett_luce
 from training.rlhf.method_settings import RewardLearning
 from training.rlhf.model_files import is_encoder
-from training.rlhf.rows.rated import Rated, read_rated, scale_of
+from training.rlhf.rows.rated import Rated, of_criterion, plain, read_rated, scale_of
 from training.rlhf.rows.row_checks import comparison_errors
 from training.rlhf.run_dir import RunDir, RunError
 from training.rlhf.tuning import make_ready, peft_config, prepare, without_dropout
@@ -45,7 +45,8 @@ def tables(run_dir: RunDir, config: RunConfig, split: Split) -> dict[str, list[A
     """A dataset lists the pairs of its rankings as pairs too: those are read once, as rankings."""
     pairs = read_pairs(run_dir.data / f"pairs.{split}.jsonl")
     rankings = read_rankings(run_dir.data / f"rankings.{split}.jsonl")
-    ratings = read_rated(run_dir, split) if config.reward_learning.rating_weight else []
+    learning = config.reward_learning
+    ratings = read_rated(run_dir, split, wanted=learning.criteria) if learning.rating_weight else []
     return {"pairs": without_pairs_of(rankings, pairs), "rankings": rankings, "ratings": ratings}
 
 
@@ -55,7 +56,23 @@ def errors(train: list[Learnt], *, config: RunConfig, where: str) -> list[RunErr
     rated = [row for row in train if isinstance(row, Rated)]
     found = [comparison_errors(compared, where=where), _rating_errors(rated, where=where)]
     sources = [problems for problems, rows in zip(found, (compared, rated), strict=True) if rows]
+    if missing := _unrated(rated, config.reward_learning.criteria, where=where):
+        return [missing]
     return [] if [] in sources else [problem for problems in sources for problem in problems]
+
+
+def _unrated(rated: list[Rated], wanted: dict[str, float], *, where: str) -> RunError | None:
+    """A head that nobody rated for would stay what chance made it."""
+    given = {name for one in rated for name in one.criteria}
+    missing = [name for name in wanted if plain(name) not in given]
+    if not missing:
+        return None
+    known = f"There are ratings by {', '.join(sorted(given))}." if given else "None of them was rated."
+    return RunError(
+        what=f"Nobody rated by the criterion {', '.join(missing)}. {known}",
+        where=where,
+        do="Name criteria of the dataset's ratings, or rate completions by these.",
+    )
 
 
 def _rating_errors(rated: list[Rated], *, where: str) -> list[RunError]:
@@ -96,10 +113,23 @@ def _row(element: Learnt, tokenizer: PreTrainedTokenizerBase, learning: RewardLe
         # A mean over its K - 1 choices, so that it counts as one element beside a pair, which has one.
         "ranking_weight": sum(one.weight for one in said) / (len(conversations) - 1) if whole else 0.0,
         "ratings": ratings,
-        "rating_weight": learning.rating_weight * element.weight / len(ratings)
-        if isinstance(element, Rated)
-        else 0.0,
+        **_by_criterion(element, learning),
     }
+
+
+def _by_criterion(element: Learnt, learning: RewardLearning) -> dict[str, list[Any]]:
+    """Of each rating the number of its head, and its weight: those of one element share the element's."""
+    if not isinstance(element, Rated):
+        return {"criterion": [], "rating_weight": []}
+    whole = learning.rating_weight * element.weight / len(element.ratings)
+    names = [plain(name) for name in learning.heads]
+    heads = [names.index(one) if names else 0 for one in element.criteria or [""] * len(element.ratings)]
+    weights = [whole] * len(element.ratings)
+    if learning.criteria and not learning.one_head_each:
+        given = {plain(name): weight for name, weight in learning.criteria.items()}
+        middle = sum(given.values()) / len(given)
+        weights = [whole * given[one] / middle for one in element.criteria]
+    return {"criterion": heads, "rating_weight": weights}
 
 
 def _ranks(element: Element) -> list[int]:
@@ -122,10 +152,9 @@ class ElementCollator:
         for row in rows:
             for name in ("chosen", "rejected"):
                 batch[name] += [first + number for number in row[name]]
-            for name in ("margin", "weight", "p", "ratings"):
+            for name in ("margin", "weight", "p", "ratings", "criterion", "rating_weight"):
                 batch[name] += row[name]
             batch["rated"] += [first] * len(row["ratings"])
-            batch["rating_weight"] += [row["rating_weight"]] * len(row["ratings"])
             if row["ranks"]:
                 batch["ranked"].append(list(range(first, first + len(row["ranks"]))))
                 batch["ranks"].append(row["ranks"])
@@ -144,7 +173,7 @@ class ElementCollator:
 _TYPES = {
     "chosen": torch.long, "rejected": torch.long, "margin": torch.float, "weight": torch.float,
     "p": torch.float, "rated": torch.long, "ratings": torch.float, "rating_weight": torch.float,
-    "ranking_weight": torch.float,
+    "ranking_weight": torch.float, "criterion": torch.long,
 }  # fmt: skip
 _RANKED = {"ranked": 0, "ranks": -1}  # and what fills shorter rankings up
 
@@ -155,9 +184,28 @@ def _rectangle(rows: list[list[int]], *, width: int, fill: int) -> Tensor:
 
 
 class ComparisonTrainer(Checkpointed, RewardTrainer):
-    """RewardTrainer over elements of any kind; with a head where there are ratings."""
+    """RewardTrainer over elements of any kind; with a head where there are ratings.
+
+    `shares`: of each criterion in the reward, where each has a row of the model's head; and `heads` says how
+    each criterion's score relates to its ratings.
+    """
 
     head: rating_head.RatingHead | None = None
+    heads: torch.nn.ModuleList | None = None
+    named: dict[str, float] | None = None  # the criteria with their shares
+    shares: Tensor | None = None
+
+    def learn_criteria(self, named: dict[str, float], heads: list[rating_head.RatingHead]) -> None:
+        """Train a head for each criterion with the model, whose own head has as many rows."""
+        self.named = named
+        self.shares = torch.tensor(list(named.values()), dtype=torch.float32, device=self.args.device)
+        self.heads = torch.nn.ModuleList(heads).to(self.args.device)
+        model: Any = self.model
+        model.rating_head = self.heads
+
+    def finish(self, model: Any, folder: Path) -> None:
+        if self.named:
+            criteria.collapse(model, self.named, folder)
 
     def learn_ratings_by(self, head: rating_head.RatingHead) -> None:
         """Train this head with the model: as part of it, so that optimiser, clipping and checks see it."""
@@ -168,6 +216,9 @@ class ComparisonTrainer(Checkpointed, RewardTrainer):
     def save_beside(self, folder: Path) -> None:
         if self.head is not None:
             rating_head.save(self.head, folder)
+        if self.heads is not None:
+            named = zip(self.named or {}, self.heads, strict=True)
+            rating_head.save_each({name: cast(rating_head.RatingHead, one) for name, one in named}, folder)
 
     def load_beside(self, folder: Path) -> None:
         saved = rating_head.load(folder)
@@ -193,7 +244,8 @@ class ComparisonTrainer(Checkpointed, RewardTrainer):
         outputs = model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
         )
-        scores = outputs.logits[:, 0].float()  # (conversations,)
+        every = outputs.logits.float()  # (conversations, criteria), or one column
+        scores = every[:, 0] if self.shares is None else every @ self.shares  # (conversations,)
         difference = scores[inputs["chosen"]] - scores[inputs["rejected"]]  # (comparisons,)
         elements = self.divisor(inputs, training=model.training)
         losses = comparison_loss(difference, margin=inputs["margin"], p=inputs["p"])
@@ -205,9 +257,22 @@ class ComparisonTrainer(Checkpointed, RewardTrainer):
         rated = None
         if len(inputs["rated"]) and self.head is not None:
             rated = self.head.loss(scores[inputs["rated"]], inputs["ratings"])  # (ratings,)
+        elif len(inputs["rated"]) and self.heads is not None:
+            rated = self._by_criterion(every, inputs)
+        if rated is not None:
             loss = loss + mean_over_elements(rated, weight=inputs["rating_weight"], elements=elements)
         self._note(inputs, scores=scores, difference=difference, rated=rated, training=model.training)
         return (loss, outputs) if return_outputs else loss
+
+    def _by_criterion(self, every: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """The loss of each rating by the head of its criterion, (ratings,)."""
+        losses = torch.zeros(len(inputs["ratings"]), device=every.device)
+        for number, head in enumerate(cast(torch.nn.ModuleList, self.heads)):
+            here = inputs["criterion"] == number
+            if here.any():
+                scores = every[inputs["rated"][here], number]
+                losses[here] = cast(rating_head.RatingHead, head).loss(scores, inputs["ratings"][here])
+        return losses
 
     @torch.no_grad()
     def _note(
@@ -263,6 +328,7 @@ def make_trainer(
     rated = [row for row in train if isinstance(row, Rated)]
     unseen = [row for row in test if rated or isinstance(row, Element)]
     without_dropout(model)
+    criteria.expand(model, learning.heads)
     prepare(model, config)
     trainer = ComparisonTrainer(
         model=model,
@@ -273,7 +339,12 @@ def make_trainer(
         data_collator=ElementCollator(pad_token_id=int(tokenizer.pad_token_id)),
         peft_config=peft_config(config, task="SEQ_CLS"),
     )
-    if rated:
+    if rated and learning.heads:
+        scale = scale_of(run_dir, rated)
+        mine = {name: [one for _, one in of_criterion(rated, name)] for name in learning.heads}
+        heads = [rating_head.start(learning.rating_loss, mine[name], scale=scale, model="") for name in mine]
+        trainer.learn_criteria(learning.heads, heads)
+    elif rated:
         scale = scale_of(run_dir, rated)
         trainer.learn_ratings_by(
             rating_head.start(learning.rating_loss, rated, scale=scale, model=config.model)

@@ -33,6 +33,46 @@ class ModelOptions:
         check(1 <= self.batch_size <= 4096, f"batch_size is {self.batch_size}: from 1 to 4096")
 
 
+COMBINATIONS = ("penalised", "min", "mean")
+MOST_MODELS = 8  # of an ensemble
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleOptions(ModelOptions):
+    """Several reward models as one, believed less where they disagree (2310.02743)."""
+
+    models: list[str] = field(default_factory=list)  # folders
+    combine: str = "penalised"  # mean - k standard deviations; min: the one that likes it least; mean
+    k: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(2 <= len(self.models) <= MOST_MODELS, f"models: from 2 to {MOST_MODELS} reward models")
+        check(all(self.models), "models: name their folders")
+        check(len(set(self.models)) == len(self.models), "models: the same model twice never disagrees")
+        check(self.combine in COMBINATIONS, f"combine is {self.combine!r}: one of {', '.join(COMBINATIONS)}")
+        check(0 <= self.k <= 100, f"k is {self.k}: from 0 to 100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedOptions(ModelOptions):
+    """Helpfulness, unless safety speaks up (Llama 2, 2307.09288, section 3.2.3, R_c)."""
+
+    helpfulness: str = ""  # folders
+    safety: str = ""
+    threshold: float = 0.15  # probability of being safe below which the safety model's score counts
+    whiten: bool = True  # each batch to mean 0 and standard deviation 1
+    safety_words: list[str] = field(default_factory=list)  # a prompt that holds one is about safety
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(bool(self.helpfulness) and bool(self.safety), "helpfulness and safety: name both folders")
+        check(self.helpfulness != self.safety, "helpfulness and safety: two different reward models")
+        check(0 < self.threshold < 1, f"threshold is {self.threshold}: above 0, below 1")
+        check(len(self.safety_words) <= 1000, "safety_words: at most 1,000 of them")
+        check(all(word.strip() for word in self.safety_words), "safety_words: none may be empty")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LengthOptions:
     """How long a completion should be: a target, or a span of which either end may be open."""
@@ -122,6 +162,8 @@ class HiddenPreferenceOptions:
 
 Options = (
     ModelOptions
+    | EnsembleOptions
+    | GatedOptions
     | LengthOptions
     | RegexOptions
     | ForbiddenOptions
@@ -131,6 +173,8 @@ Options = (
 )
 _KINDS: dict[str, Any] = {
     "model": ModelOptions,
+    "ensemble": EnsembleOptions,
+    "gated": GatedOptions,
     "length": LengthOptions,
     "regex": RegexOptions,
     "forbidden": ForbiddenOptions,
@@ -157,6 +201,47 @@ def options_of(reward: RewardFunction) -> Options:
         raise ConfigError(f"{where}: {error}") from error
     _check_location(reward, where)
     return options
+
+
+def members(reward: RewardFunction) -> list[RewardFunction]:
+    """The reward models that it reads, each as a reward of its own; none for a rule or a judge."""
+    options = options_of(reward)
+    folders: dict[str, str] = {}
+    match options:
+        case EnsembleOptions():
+            folders = {f"{reward.name} {number}": one for number, one in enumerate(options.models, start=1)}
+        case GatedOptions():
+            folders = {
+                f"{reward.name} helpfulness": options.helpfulness,
+                f"{reward.name} safety": options.safety,
+            }
+        case ModelOptions():
+            return [reward]
+        case _:
+            return []
+    shared = {item.name: getattr(options, item.name) for item in dataclasses.fields(ModelOptions)}
+    return [
+        RewardFunction(name=name[-60:], kind="model", location=folder, options=shared)
+        for name, folder in folders.items()
+    ]
+
+
+def beside(reward: RewardFunction) -> list[str]:
+    """Names of the figures that are kept of each completion beside the reward itself."""
+    if reward.kind == "ensemble":
+        return [f"{reward.name} disagreement"]
+    if reward.kind == "gated":
+        return [f"{reward.name} {name}" for name in ("helpfulness", "safety", "unsafe")]
+    return []
+
+
+def check_rewards(rewards: tuple[RewardFunction, ...], where: str = "rewards") -> None:
+    """Each has a name of its own and options that can be. Raises ConfigError."""
+    names = [name for reward in rewards for name in (reward.name, *beside(reward))]
+    check(len(set(names)) == len(names), f"{where}: each needs a name of its own")
+    check("missing_eos" not in names, f"{where}: missing_eos is the penalty for a cut completion")
+    for reward in rewards:
+        options_of(reward)
 
 
 def is_address(location: str) -> bool:

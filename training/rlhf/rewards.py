@@ -6,7 +6,7 @@ says before the start what would be refused then, without loading a model.
 
 from collections.abc import Callable, Sequence
 
-from training.rlhf import loading
+from training.rlhf import combined_rewards, loading
 from training.rlhf.config import RunConfig
 from training.rlhf.failures import Refused
 from training.rlhf.method_settings import RewardFunction
@@ -14,20 +14,25 @@ from training.rlhf.rendering import Messages
 from training.rlhf.reward_kinds import judge, reward_functions, reward_models, watched
 from training.rlhf.reward_kinds.reward_interface import RewardBatch
 from training.rlhf.reward_options import (
+    EnsembleOptions,
     ForbiddenOptions,
+    GatedOptions,
     HiddenPreferenceOptions,
     JudgeOptions,
     LengthOptions,
     ModelOptions,
     PythonOptions,
     RegexOptions,
+    beside,
     is_address,
+    members,
     options_of,
 )
 from training.rlhf.run_dir import RunError
 from training.rlhf.sampling import Sampled
 
-Part = Callable[[Sequence[Messages], Sequence[Sampled]], list[float]]
+Columns = dict[str, list[float]]
+Part = Callable[[Sequence[Messages], Sequence[Sampled]], list[float] | Columns]
 
 
 class NamedRewards:
@@ -35,21 +40,30 @@ class NamedRewards:
 
     def __init__(self, config: RunConfig) -> None:
         self.functions = config.rewards
+        self.by_criterion: list[str] = []
         self.judges: dict[str, judge.Scorer] = {}
         self.parts = {reward.name: self._load(reward, config) for reward in config.rewards}
 
     def score(self, prompts: Sequence[Messages], samples: Sequence[Sampled]) -> RewardBatch:
         """Numbers for each sample, written after the prompt of the same place, in order."""
-        parts = {name: part(prompts, samples) for name, part in self.parts.items()}
+        parts: Columns = {}
+        for name, part in self.parts.items():
+            found = part(prompts, samples)
+            parts |= found if isinstance(found, dict) else {name: found}
         total = [
             sum(reward.weight * parts[reward.name][place] for reward in self.functions)
             for place in range(len(samples))
         ]
         return RewardBatch(total=total, parts=parts)
 
+    @property
+    def beside(self) -> list[str]:
+        """Parts that are watched beside the rewards: such as how far an ensemble disagrees."""
+        return [*(name for reward in self.functions for name in beside(reward)), *self.by_criterion]
+
     def value_model_folder(self) -> str | None:
         """The folder of the first reward model, from which a value model may begin."""
-        return next((reward.location for reward in self.functions if reward.kind == "model"), None)
+        return next((one.location for reward in self.functions for one in members(reward)), None)
 
     def figures(self) -> dict[str, float]:
         """What should be watched beside the rewards: the share of a judge's answers that were no number."""
@@ -59,9 +73,17 @@ class NamedRewards:
         options = options_of(reward)
         where = f"rewards.{reward.name}"
         match options:
+            case EnsembleOptions() | GatedOptions():
+                tokenizer = loading.load_tokenizer(config.model)
+                return combined_rewards.load(reward, policy_tokenizer=tokenizer).score
             case ModelOptions():
                 policy_tokenizer = loading.load_tokenizer(config.model)
-                return reward_models.ModelReward(reward, policy_tokenizer=policy_tokenizer).scores
+                model = reward_models.ModelReward(reward, policy_tokenizer=policy_tokenizer)
+                names = [reward.name, *(f"{reward.name} {one}" for one in model.criteria)]
+                self.by_criterion += names[1:]
+                return lambda prompts, samples: dict(
+                    zip(names, map(list, zip(*model.columns(prompts, samples), strict=True)), strict=True)
+                )
             case LengthOptions():
                 return lambda prompts, samples: reward_functions.lengths(samples, options)
             case RegexOptions():
@@ -87,35 +109,40 @@ def load_rewards(config: RunConfig) -> NamedRewards:
 
 
 def problems(config: RunConfig) -> tuple[list[RunError], list[str]]:
-    """Errors and warnings about a run's rewards: from files, and from one question to a judge's server."""
+    """Errors and warnings about a run's rewards and evaluators, from tokenizers and headers alone.
+
+    A server that is to judge is asked a few questions: one that is away or answers nonsense is an error.
+    """
     errors: list[RunError] = []
     warnings: list[str] = []
-    for reward in config.rewards:
+    named = [("rewards", reward) for reward in config.rewards]
+    named += [("evaluators", reward) for reward in config.evaluators]
+    for role, reward in named:
         try:
-            warning = _check(reward, config)
+            warnings += _check(reward, config, teaches=role == "rewards")
         except Refused as refused:
             errors.append(RunError(what=refused.what, where=refused.where, do=refused.do))
-        else:
-            warnings += [warning] if warning else []
     return errors, warnings
 
 
-def _check(reward: RewardFunction, config: RunConfig) -> str:
-    """A warning or nothing. Raises Refused."""
+def _check(reward: RewardFunction, config: RunConfig, *, teaches: bool) -> list[str]:
+    """Warnings. `teaches`: a policy learns from it, so it has to read and to agree well. Raises Refused."""
     options = options_of(reward)
     if isinstance(options, PythonOptions):
         reward_functions.load_function(options, where=f"rewards.{reward.name}")
-    if isinstance(options, JudgeOptions) and is_address(reward.location):
-        judge.ask_once(reward)
-    elif isinstance(options, JudgeOptions):
+    if isinstance(options, JudgeOptions):
+        if is_address(reward.location):
+            return judge.asked_for_trial(reward, for_pairs=not teaches or config.method == "judge_audit")
         loading.load_tokenizer(reward.location)
         loading.check_weights(reward.location, purpose="policy")
-    if not isinstance(options, ModelOptions):
-        return ""
-    tokenizer = loading.load_tokenizer(reward.location)
-    loading.check_weights(reward.location, purpose="reward_model")
-    reward_models.check_fits(tokenizer, loading.load_tokenizer(config.model), reward)
-    return reward_models.check_accuracy(reward)
+    warnings = [combined_rewards.unscaled(reward)]
+    for one in members(reward):
+        tokenizer = loading.load_tokenizer(one.location)
+        loading.check_weights(one.location, purpose="reward_model")
+        if teaches:
+            reward_models.check_fits(tokenizer, loading.load_tokenizer(config.model), one)
+            warnings.append(reward_models.check_accuracy(one))
+    return [warning for warning in warnings if warning]
 
 
 def _texts(samples: Sequence[Sampled]) -> list[str]:

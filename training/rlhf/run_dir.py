@@ -11,6 +11,7 @@ checkpoints/         checkpoint-STEP/, usable once it holds `complete.json`
 model/               what was trained: safetensors, tokenizer, `lineage.json`
 completions.jsonl    one SampledCompletion a line
 evaluation.json
+scores.jsonl         of a reward model: what it says of each held-out row (training.rlhf.held_out_scores)
 error.json           RunError: what happened, where, what to do
 result.json          written last and by rename: its presence means complete
 lock                 held (flock) by the one process that works here
@@ -23,7 +24,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 # Exit codes of `python -m training.rlhf`
 EXIT_COMPLETE = 0
@@ -51,6 +52,7 @@ class SampledCompletion(TypedDict):
     text: str
     finish: str  # "eos" or "length"
     tokens: int
+    scores: NotRequired[dict[str, float]]  # by name: what evaluators say, how far an ensemble disagrees
 
 
 class SampleRequest(TypedDict):

@@ -44,27 +44,34 @@ def reward_scores(
     return scores_of_tokens(model, rows, pad_id=int(tokenizer.pad_token_id), batch_size=batch_size)
 
 
-@torch.inference_mode()
 def scores_of_tokens(
     model: PreTrainedModel, rows: Sequence[Sequence[int]], *, pad_id: int, batch_size: int = 32
 ) -> list[float]:
-    """One score for each row of token ids, read at its end. Longest first, to pad little.
+    """One score for each row of token ids, read at its end; see `columns_of_tokens`."""
+    return [row[0] for row in columns_of_tokens(model, rows, pad_id=pad_id, batch_size=batch_size)]
 
-    A row over the model's positions loses its oldest tokens, as the score is read at the end; but for an
-    encoder not the very first, where its score is read.
+
+@torch.inference_mode()
+def columns_of_tokens(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], *, pad_id: int, batch_size: int = 32
+) -> list[list[float]]:
+    """For each row of token ids all that the head says of it: the reward first, then of each criterion.
+
+    Read at the end, longest first, to pad little. A row over the model's positions loses its oldest tokens,
+    as the score is read at the end; but for an encoder not the very first, where its score is read.
     Raises Cancelled between two batches when a stop was asked for.
     """
     limit = positions(model.config) - virtual_tokens.count(model)
     kept = int(is_encoder(model.config))
     rows = [row if len(row) <= limit else [*row[:kept], *row[kept - limit :]] for row in rows]
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-    scores = [0.0] * len(rows)
+    scores: list[list[float]] = [[] for _ in rows]
     for start in range(0, len(order), batch_size):
         raise_if_stopped()
         batch = order[start : start + batch_size]
         ids, mask = padded([rows[index] for index in batch], pad_id=pad_id)
         logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
-        for index, score in zip(batch, logits[:, 0].float().tolist(), strict=True):
+        for index, score in zip(batch, logits.float().tolist(), strict=True):
             scores[index] = score
     return scores
 

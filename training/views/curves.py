@@ -170,6 +170,24 @@ BY_METHOD: dict[str, tuple[Curve, ...]] = {
     "rloo": (REWARD, KL, ENTROPY, LENGTH, *OF_GROUPS, ONLINE_LOSS),
     "grpo": (REWARD, KL, ENTROPY, LENGTH, *OF_GROUPS, ONLINE_LOSS),
     "rejection_sampling": (REWARD, *OF_EXAMPLES, LENGTH),
+    "judge_audit": (
+        Curve(
+            title="On people's side",
+            meaning="Of the comparisons that it decided, how often the judge chose what people chose.",
+            share=True,
+            lines={"agreement": ("judge/agreement",)},
+        ),
+        Curve(
+            title="No preference",
+            meaning="Answers that are none, choices of a place and not of a text, and ties.",
+            share=True,
+            lines={
+                "nonsense": ("judge/nonsense",),
+                "inconsistent": ("judge/inconsistent",),
+                "tie": ("judge/tie",),
+            },
+        ),
+    ),
     "sft": OF_EXAMPLES,
     "pretraining": OF_EXAMPLES,
     "distillation": (
@@ -189,12 +207,20 @@ def curves_of(run: Run) -> list[dict[str, Any]]:
     """The charts of a run's page, in order, as run.js reads them."""
     curves = list(BY_METHOD.get(run.method, ()))
     names = [reward["name"] for reward in run.config.get("rewards") or []]
+    names += [f"{one['name']} disagreement" for one in _ensembles(run)]
+    for reward in run.config.get("rewards") or []:
+        if reward["kind"] == "gated":
+            names += [f"{reward['name']} {part}" for part in ("helpfulness", "safety", "unsafe")]
     if METHODS[run.method].is_online and len(names) > 1:
         curves.insert(1, _one_by_one(names))
     if METHODS[run.method].is_online and KL in curves:
         watched = [reward["name"] for reward in run.config.get("rewards") or [] if not reward["weight"]]
         curves.append(_against_distance(watched))
     return [asdict(curve) for curve in curves]
+
+
+def _ensembles(run: Run) -> list[dict[str, Any]]:
+    return [one for one in run.config.get("rewards") or [] if one["kind"] == "ensemble"]
 
 
 def _against_distance(watched: Iterable[str]) -> Curve:

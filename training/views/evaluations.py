@@ -78,7 +78,11 @@ class RewardEvaluation:
     pairs: float | None
     low: float | None
     high: float | None
-    length_baseline: float | None  # "the longer one is better": what a model must beat
+    length_baseline: float | None  # "the longer one is better", or the shorter: what a model must beat
+    length_rule: str
+    length_low: float | None
+    length_high: float | None
+    ece: float | None
     by_strength: Chart | None
     calibration: Chart | None
     calibration_note: str
@@ -97,11 +101,42 @@ def reward_evaluation(run: Run) -> RewardEvaluation | None:
         pairs=number_in(found, "pairs"),
         low=number_in(found, "low"),
         high=number_in(found, "high"),
-        length_baseline=number_in(found, "length_baseline_accuracy"),
+        **_length_baseline(found),
+        ece=number_in(found, "ece"),
         by_strength=_by_strength(found.get("by_strength"), raters),
         calibration=_calibration(found.get("calibration")),
         calibration_note=str(found.get("calibration_note") or ""),
     )
+
+
+def _length_baseline(found: dict[str, Any]) -> dict[str, Any]:
+    """The rule that fits the rows that were learnt from; of an older evaluation, that the longer one wins."""
+    rule = found.get("length_baseline")
+    said = str(rule.get("rule") or "") if isinstance(rule, dict) else ""
+    if not said:
+        alone = number_in(found, "length_baseline_accuracy")
+        return {"length_baseline": alone, "length_rule": "", "length_low": None, "length_high": None}
+    return {
+        "length_baseline": number_in(rule, "accuracy"),
+        "length_rule": said,
+        "length_low": number_in(rule, "low"),
+        "length_high": number_in(rule, "high"),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acceptable:
+    """How well it tells acceptable completions from others, on held-out ratings."""
+
+    n: float | None
+    accuracy: float | None
+    low: float | None
+    high: float | None
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    actual: float | None  # completions that people found acceptable
+    threshold: float | None  # by this rating or a higher one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,12 +151,21 @@ class RatingEvaluation:
     mae: float | None  # how far off it is
     mae_of_median: float | None  # if it said the same of all
     mae_of_raters: float | None
+    acceptable: Acceptable | None = None
 
 
 def rating_evaluation(evaluation: dict[str, Any]) -> RatingEvaluation | None:
-    names = [field.name for field in fields(RatingEvaluation)]
+    names = [field.name for field in fields(RatingEvaluation) if field.name != "acceptable"]
     found = {name: number_in(evaluation, "ratings", name) for name in names}
-    return RatingEvaluation(**found) if found["n"] else None
+    if not found["n"]:
+        return None
+    return RatingEvaluation(**found, acceptable=_acceptable(evaluation["ratings"].get("acceptable")))
+
+
+def _acceptable(found: Any) -> Acceptable | None:
+    names = [field.name for field in fields(Acceptable) if field.name != "threshold"]
+    values = {name: number_in(found, name) for name in names}
+    return Acceptable(**values, threshold=number_in(found, "from")) if values["n"] else None
 
 
 def raters_agreement(dataset: PreferenceDataset) -> PairAgreement:
@@ -149,7 +193,14 @@ def _by_strength(found: Any, raters: PairAgreement) -> Chart | None:
             ("reward model", [number_in(found, str(strength), "accuracy") for strength in strengths]),
             ("a rater, by the others", [raters.by_strength.get(s, Share()).rate for s in strengths]),
         ],
+        intervals=[_interval(found[str(strength)]) for strength in strengths],
+        note="The lines on the bars are 95 % intervals. Nobody can be right more often than raters agree.",
     )
+
+
+def _interval(found: Any) -> tuple[float, float] | None:
+    low, high = number_in(found, "low"), number_in(found, "high")
+    return None if low is None or high is None else (low, high)
 
 
 def _calibration(found: Any) -> Chart | None:

@@ -20,6 +20,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("From preferences", ("dpo", "kto")),
     ("From a reward", ("ppo", "rloo", "grpo", "rejection_sampling")),
     ("From examples", ("sft", "distillation", "pretraining")),
+    ("Before trusting a judge", ("judge_audit",)),
 )
 # When to take it, in a sentence.
 WHEN = {
@@ -31,6 +32,7 @@ WHEN = {
     "grpo": "Like RLOO with larger groups: for rewards that can be checked, such as rules.",
     "rejection_sampling": "Writes many, keeps the best and imitates it: slow to learn, hard to break.",
     "distillation": "Learns to write as a larger policy does, or as itself does under a system prompt.",
+    "judge_audit": "Asks a judge what people were asked, and shows how often it agrees. Nothing is trained.",
     "pretraining": "Reads the texts of a field before it learns to answer in it.",
     "sft": "Imitates demonstrations, or the completions that people preferred: a start for a raw model.",
 }

@@ -14,6 +14,7 @@ from training.views import evaluations
 from training.views.comparing import comparing
 from training.views.samples import samples_of
 from training.views.story import artifact_of
+from training.views.verdicts import verdicts
 
 
 @login_required
@@ -78,6 +79,7 @@ def _page(request: HttpRequest, found: Policy, form: PromoteForm, status: int = 
             "exported": exports.parts_of(artifact) if artifact else [],
             "lineage": artifact.lineage if artifact else {},
             "figures": evaluations.policy_figures(artifact.run.evaluation) if artifact else None,
+            "verdicts": verdicts(artifact.run.evaluation, artifact) if artifact else None,
             "evaluation_error": evaluations.evaluation_error(artifact.run.evaluation) if artifact else None,
             "decisions": decisions,
             "comparing": comparing(found),

@@ -11,15 +11,24 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from labeling.models import Project
-from training import runs
+from training import ensembles, runs
 from training.forms.run import RunForm
-from training.ingredients import TRAINABLE, can_be_learnt_from, datasets_to_learn_from, trained_policies
+from training.ingredients import (
+    RUNNABLE,
+    can_be_learnt_from,
+    datasets_to_learn_from,
+    reward_models,
+    trained_policies,
+)
 from training.models import Artifact, Run
 from training.rlhf.methods import METHODS
 from training.views import alarms, costs, evaluations, method_choice, mixtures
 from training.views.curves import curves_of
+from training.views.ensembles import ensemble_of
+from training.views.judge_audits import audits_of, judge_audit
 from training.views.queue import waits_behind
-from training.views.settings import rewards_in_words, settings_in_words
+from training.views.settings import evaluators_in_words, rewards_in_words, settings_in_words
+from training.views.verdicts import verdicts
 
 OVER = (Run.State.COMPLETE, Run.State.REFUSED, Run.State.FAILED, Run.State.CANCELLED)
 PACE_LINES = 30  # lines of progress that the time left is judged by
@@ -33,18 +42,19 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponse:
     dataset = project.datasets.filter(pk=_number(request, "dataset") or 0).first()
     asked = request.GET.get("method")
     method = asked or (like.method if like else method_choice.likely_method(project, dataset))
-    if method not in TRAINABLE:
+    if method not in RUNNABLE:
         method = Run.Method.REWARD_MODEL
     form = RunForm(
         request.POST if request.method == "POST" else None,
         project=project,
         method=method,
         like=like,
-        initial=_chosen_in(request),
+        initial=_chosen_in(request, project),
     )
     if request.method == "POST" and form.is_valid():
         try:
-            run = runs.create_run(
+            run = ensembles.create(
+                size=form.cleaned_data.get("ensemble_size") or 1,
                 project=project,
                 method=method,
                 dataset=form.cleaned_data["dataset"],
@@ -72,6 +82,7 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponse:
         "has_rows": datasets_to_learn_from(project, method).exists(),
         "way_to_rows": method_choice.way_to_rows(project, method),
         "unfit": dataset if dataset and not can_be_learnt_from(dataset, method) else None,
+        "judge_audits": audits_of(project) if form.may_ask_a_judge() else [],
         "has_policies": trained_policies(project).exists(),
     }
     return render(request, "training/run_new.html", context, status=422 if form.errors else 200)
@@ -80,13 +91,18 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponse:
 def _run_like(request: HttpRequest, project: Project) -> Run | None:
     """The run whose settings a link to the form names."""
     pk = _number(request, "like")
-    return project.runs.filter(method__in=TRAINABLE, pk=pk).first() if pk is not None else None
+    return project.runs.filter(method__in=RUNNABLE, pk=pk).first() if pk is not None else None
 
 
-def _chosen_in(request: HttpRequest) -> dict[str, int]:
-    """Dataset, policy and reward model that a link to the form names."""
+def _chosen_in(request: HttpRequest, project: Project) -> dict[str, Any]:
+    """Dataset, policy and reward model that a link to the form names, or the models of an ensemble."""
     names = ("dataset", "policy", "reward_model")
-    return {name: number for name in names if (number := _number(request, name)) is not None}
+    found: dict[str, Any] = {name: number for name in names if (number := _number(request, name)) is not None}
+    first = _number(request, "ensemble")
+    if first is not None:
+        models = reward_models(project).filter(run__ensemble=first)
+        found["ensemble_models"] = [str(one.run_id) for one in models]
+    return found
 
 
 def _number(request: HttpRequest, name: str) -> int | None:
@@ -112,6 +128,7 @@ def run(request: HttpRequest, run_id: int) -> HttpResponse:
             "lineage": _lineage(found),
             "settings_shown": settings_in_words(found),
             "rewards": rewards_in_words(found),
+            "evaluators": evaluators_in_words(found),
             "curves": curves_of(found),
             "mixture": found.mixture.select_related("dataset"),
         },
@@ -141,6 +158,9 @@ def _state_context(run: Run) -> dict[str, Any]:
         "rating_evaluation": evaluations.rating_evaluation(evaluation),
         "dataset_evaluation": mixtures.dataset_evaluation(run) if evaluation else None,
         "policy_figures": evaluations.policy_figures(evaluation),
+        "judge_audit": judge_audit(evaluation, run) if evaluation else None,
+        "ensemble": ensemble_of(run),
+        "verdicts": verdicts(evaluation, _artifact_of(run)) if evaluation else None,
         "evaluation_error": evaluations.evaluation_error(evaluation),
         "artifact": _artifact_of(run),
         "alarms": alarms.of(run),

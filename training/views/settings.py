@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from training.forms import rewards
+from training.forms import combined, rewards
 from training.forms.setting_fields import sections_of
 from training.forms.setting_words import CHOICES, words_of
-from training.models import Run
+from training.models import Artifact, Run
 from training.rlhf.config import upgraded
 from training.rlhf.methods import METHODS
 
@@ -35,14 +35,45 @@ def settings_in_words(run: Run) -> list[tuple[str, list[tuple[str, Any]]]]:
 
 def rewards_in_words(run: Run) -> list[tuple[str, float, str]]:
     """Name, weight and content of each reward that the run learns from."""
+    names = _names_of_models(run)
     return [
-        (reward["name"], reward["weight"], _content(reward)) for reward in run.config.get("rewards") or []
+        (reward["name"], reward["weight"], _content(reward, names))
+        for reward in run.config.get("rewards") or []
     ]
 
 
-def _content(reward: dict[str, Any]) -> str:
+def evaluators_in_words(run: Run) -> list[tuple[str, str]]:
+    """Name and content of each that compares the run's policy with the one it came from."""
+    names = _names_of_models(run)
+    return [(one["name"], _content(one, names)) for one in run.config.get("evaluators") or []]
+
+
+def _names_of_models(run: Run) -> dict[str, str]:
+    """The run of each reward model that the recipe names among options; a query where it names one."""
+    listed = [*(run.config.get("rewards") or []), *(run.config.get("evaluators") or [])]
+    folders = {folder for one in listed for folder in _folders(one)}
+    if not folders:
+        return {}
+    found = Artifact.objects.filter(run__project=run.project, folder__in=folders)
+    return {one.folder: f"run {one.run_id}" for one in found}
+
+
+def _folders(reward: dict[str, Any]) -> list[str]:
     options = reward.get("options") or {}
+    named = [*options.get("models", []), options.get("helpfulness"), options.get("safety")]
+    return [folder for folder in named if isinstance(folder, str) and folder]
+
+
+def _content(reward: dict[str, Any], names: dict[str, str]) -> str:
+    options = reward.get("options") or {}
+    models = [names.get(folder, "a model that is gone") for folder in _folders(reward)]
     match reward["kind"]:
+        case "ensemble":
+            how = dict(combined.COMBINE).get(options.get("combine", "penalised"), "together").lower()
+            return f"the models of {', '.join(models)}: {how}"
+        case "gated" if len(models) == 2:
+            below = options.get("threshold", 0.15)
+            return f"helpfulness by {models[0]}, safety by {models[1]} where that is below {below}"
         case "model":
             return "a reward model"
         case "judge":

@@ -9,7 +9,7 @@ Whoever answers (a server, a policy of ours) is in training.rlhf.reward_kinds.ju
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from training.rlhf.failures import Refused
@@ -21,6 +21,7 @@ from training.rlhf.reward_options import JudgeOptions, is_address, options_of
 LOW, HIGH = 1.0, 10.0
 ENOUGH = 16  # answers of which one at least has to be a number, when a run begins
 ASK_SECONDS = 10.0  # a preflight waits for a judge's server
+Place = Literal["first", "second", "tie"]
 Verdict = Literal["first", "second", "tie", "inconsistent", "nonsense"]
 _NUMBER = re.compile(r"(10(?:\.0+)?|[1-9](?:\.\d+)?)(?:\s*/\s*10)?\.?")
 _CHOICES: dict[str, Literal["first", "second", "tie"]] = {"A": "first", "B": "second", "TIE": "tie"}
@@ -43,27 +44,6 @@ def load(reward: RewardFunction, *, seed: int) -> Voice:
     if is_address(reward.location):
         return ServerVoice(reward.location, options, where=f"rewards.{reward.name}: {reward.location}")
     return PolicyVoice(reward.location, options, seed=seed)
-
-
-def ask_once(reward: RewardFunction) -> None:
-    """One tiny question to a judge's server before a run begins. Raises Refused without a number for it.
-
-    Once more when it is busy, and no longer than ASK_SECONDS for each: a person waits for the answer.
-    """
-    options = options_of(reward)
-    assert isinstance(options, JudgeOptions)
-    where = f"rewards.{reward.name}: {reward.location}"
-    patience = replace(options, timeout=min(options.timeout, ASK_SECONDS), retries=min(options.retries, 1))
-    question = score_question(options.rubric, [{"role": "user", "content": "What is 2 + 2?"}], "It is 4.")
-    (answer,) = ServerVoice(reward.location, patience, where=where).answers([question])
-    if read_score(answer) is None:
-        said = f"said {answer.strip()[:200]!r}" if answer.strip() else "said nothing"
-        raise Refused(
-            f"The judge answers nonsense: asked for a number from 1 to 10, it {said}.",
-            where,
-            "Choose a model that follows instructions, or raise max_tokens "
-            f"({options.max_tokens}) if it thinks aloud first.",
-        )
 
 
 def score_question(rubric: str, prompt: Messages, text: str) -> Messages:
@@ -119,9 +99,15 @@ def verdict(there: str, back: str) -> Verdict:
 
 @dataclass(frozen=True)
 class Preferences:
-    """What a judge said of pairs. Only `first` and `second` are preferences."""
+    """What a judge said of pairs. Only `first` and `second` are preferences.
+
+    `there` and `back`: the place that it chose when asked about (one, other) and about (other, one); None is
+    nonsense.
+    """
 
     verdicts: list[Verdict]
+    there: list[Place | None] = field(default_factory=list)
+    back: list[Place | None] = field(default_factory=list)
 
     @property
     def counts(self) -> dict[Verdict, int]:
@@ -145,9 +131,46 @@ def preferences(
     there = [pair_question(rubric, prompt, one, other) for prompt, one, other in pairs]
     back = [pair_question(rubric, prompt, other, one) for prompt, one, other in pairs]
     answers = voice.answers([*there, *back])
+    first, second = answers[: len(pairs)], answers[len(pairs) :]
     return Preferences(
-        [verdict(one, other) for one, other in zip(answers[: len(pairs)], answers[len(pairs) :], strict=True)]
+        [verdict(one, other) for one, other in zip(first, second, strict=True)],
+        [read_choice(one) for one in first],
+        [read_choice(one) for one in second],
     )
+
+
+_TRIAL: Messages = [{"role": "user", "content": "Which season comes after spring?"}]
+_TRIAL_TEXTS = ("Summer comes after spring.", "I do not know.", "Summer.")
+
+
+def asked_for_trial(reward: RewardFunction, *, for_pairs: bool) -> list[str]:
+    """Ask a judge's server a few questions before a run relies on it. Returns warnings.
+
+    Once more when it is busy, and no longer than ASK_SECONDS for each: a person waits for the answer.
+    Raises Refused when it does not answer, or when no answer is one.
+    """
+    options = options_of(reward)
+    assert isinstance(options, JudgeOptions)
+    impatient = replace(options, timeout=min(options.timeout, ASK_SECONDS), retries=min(options.retries, 1))
+    voice = ServerVoice(reward.location, impatient, where=f"rewards.{reward.name}: {reward.location}")
+    if for_pairs:
+        one, *others = _TRIAL_TEXTS
+        questions = [pair_question(options.rubric, _TRIAL, one, other) for other in others]
+    else:
+        questions = [score_question(options.rubric, _TRIAL, text) for text in _TRIAL_TEXTS]
+    answers = voice.answers(questions)
+    nonsense = [one for one in answers if (read_choice if for_pairs else read_score)(one) is None]
+    if not nonsense:
+        return []
+    wanted = "A, B or TIE" if for_pairs else "a number from 1 to 10"
+    said = f"{nonsense[0][:80]!r}"
+    if len(nonsense) == len(answers):
+        raise Refused(
+            f"The judge {reward.name} answers nonsense: asked for {wanted} alone, it said {said}.",
+            f"rewards.{reward.name}: {reward.location}",
+            "Choose a model that follows instructions, or raise max_tokens for one that thinks first.",
+        )
+    return [f"The judge {reward.name} said {said}, asked for {wanted} alone: nonsense is counted apart."]
 
 
 class Scorer:

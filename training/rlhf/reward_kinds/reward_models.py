@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.rlhf import loading, rendering, scoring
+from training.rlhf import criteria, loading, rendering, scoring
 from training.rlhf.failures import Refused
 from training.rlhf.method_settings import RewardFunction
 from training.rlhf.rendering import Messages
@@ -29,17 +29,35 @@ class ModelReward:
         self.model, self.tokenizer = loading.load_reward_model(reward.location)
         check_fits(self.tokenizer, policy_tokenizer, reward)
         check_accuracy(reward)
+        heads = criteria.load(reward.location)
+        self.criteria = [] if heads is None else heads.names
+        if heads is not None:
+            criteria.widen(self.model, heads)
         loading.use_device(self.model)
         self.by_tokens = reads_as(self.tokenizer, policy_tokenizer)
         self.closing = rendering.closing_ids(self.tokenizer)
 
     def scores(self, prompts: Sequence[Messages], samples: Sequence[Sampled]) -> list[float]:
+        return [row[0] for row in self.columns(prompts, samples)]
+
+    def columns(self, prompts: Sequence[Messages], samples: Sequence[Sampled]) -> list[list[float]]:
+        """For each sample the reward, and then what it says by each of `criteria`."""
         read = self._drawn if self.by_tokens else self._rendered
-        return scoring.scores_of_tokens(
+        return scoring.columns_of_tokens(
             self.model,
             [read(prompt, one) for prompt, one in zip(prompts, samples, strict=True)],
             pad_id=int(self.tokenizer.pad_token_id),
             batch_size=self.options.batch_size,
+        )
+
+    def scores_of_texts(self, prompts: Sequence[Messages], texts: Sequence[str]) -> list[float]:
+        """Of completions as people read them: each a finished turn, by this model's own template."""
+        conversations = [
+            [*prompt, {"role": "assistant", "content": text}]
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        return scoring.reward_scores(
+            self.model, self.tokenizer, conversations, batch_size=self.options.batch_size
         )
 
     def _drawn(self, prompt: Messages, sample: Sampled) -> list[int]:
@@ -86,7 +104,7 @@ def check_accuracy(reward: RewardFunction) -> str:
     """Raise Refused below `min_accuracy` on held-out comparisons; a warning where it was never measured."""
     wanted = _options(reward).min_accuracy
     where = f"rewards.{reward.name}: {reward.location}"
-    found = _evaluation(Path(reward.location).resolve().parent / "evaluation.json")
+    found = evaluation_beside(reward.location)
     accuracy = found.get("accuracy")
     if not isinstance(accuracy, int | float):
         return (
@@ -103,7 +121,9 @@ def check_accuracy(reward: RewardFunction) -> str:
     return ""
 
 
-def _evaluation(path: Path) -> dict[str, Any]:
+def evaluation_beside(folder: str) -> dict[str, Any]:
+    """What the run that trained a reward model found of it; empty where that cannot be read."""
+    path = Path(folder).resolve().parent / "evaluation.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -6,8 +6,8 @@ better than a mean does; otherwise all criteria alike. Standard library only.
 """
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from training.rlhf.data import Split
@@ -23,6 +23,7 @@ class Rated(CompletionRow):
     """What one rater said of a completion: a rating for each criterion that counts. `line` is the first's."""
 
     ratings: tuple[float, ...]
+    criteria: tuple[str, ...] = ()  # of the ratings, in order, in small letters
     rater: int | None = None
     table: str = "ratings"
 
@@ -32,37 +33,63 @@ class Rated(CompletionRow):
         return sum(self.ratings) / len(self.ratings)
 
 
-def read_rated(run_dir: RunDir, split: Split) -> list[Rated]:
-    """The elements of `ratings`, in the file's order. Raises Refused for a row that is none."""
-    return joined(read_ratings(run_dir.data / f"ratings.{split}.jsonl"))
+def read_rated(run_dir: RunDir, split: Split, *, wanted: Collection[str] = ()) -> list[Rated]:
+    """The elements of `ratings`, in the file's order. Raises Refused for a row that is none.
+
+    `wanted`: the criteria that count, each by itself; without, see the module.
+    """
+    return joined(read_ratings(run_dir.data / f"ratings.{split}.jsonl"), wanted=wanted)
 
 
-def joined(rows: Iterable[Rating]) -> list[Rated]:
+def joined(rows: Iterable[Rating], *, wanted: Collection[str] = ()) -> list[Rated]:
     """Rows of the same prompt, completion and rater are one element, with the mean of their weights.
 
     A criterion that comes a second time opens another element: the same text may have been rated twice.
     """
     groups: list[list[Rating]] = []
     open_groups: dict[Any, list[Rating]] = {}
+    known = {plain(name) for name in wanted}
     for row in rows:
+        if known and plain(row.criterion) not in known:
+            continue
         key = (_key(row.prompt), _key(row.completion), row.rater)
         group = open_groups.get(key)
         if group is None or row.criterion in {one.criterion for one in group}:
             group = open_groups[key] = []
             groups.append(group)
         group.append(row)
-    return [_element(group) for group in groups]
+    return [_element(group, all_count=bool(known)) for group in groups]
 
 
-def _element(group: list[Rating]) -> Rated:
+def plain(criterion: str) -> str:
+    """A criterion as it is compared: rows without one judge a completion as a whole.
+
+    >>> plain(" Helpful"), plain("")
+    ('helpful', 'overall')
+    """
+    return criterion.strip().lower() or "overall"
+
+
+def of_criterion(rated: Iterable[Rated], name: str) -> list[tuple[int, Rated]]:
+    """The elements that were rated by one criterion, each with its place, and with that rating alone."""
+    found = []
+    for place, one in enumerate(rated):
+        if plain(name) in one.criteria:
+            rating = one.ratings[one.criteria.index(plain(name))]
+            found.append((place, replace(one, ratings=(rating,), criteria=(plain(name),))))
+    return found
+
+
+def _element(group: list[Rating], *, all_count: bool) -> Rated:
     overall = [row for row in group if row.criterion.strip().lower() in OVERALL]
-    counted = overall or group
+    counted = group if all_count else overall or group
     return Rated(
         line=group[0].line,
         prompt=group[0].prompt,
         completion=group[0].completion,
         weight=sum(row.weight for row in counted) / len(counted),
         ratings=tuple(row.rating for row in counted),
+        criteria=tuple(plain(row.criterion) for row in counted),
         rater=group[0].rater,
     )
 
