@@ -22,6 +22,7 @@ from training.rlhf.method_settings import (
 )
 from training.rlhf.method_settings import check as _check
 from training.rlhf.methods import METHODS
+from training.rlhf.prompt_parts import NONE, PromptParts
 from training.rlhf.reward_options import options_of
 from training.rlhf.tuning_settings import Tuning
 
@@ -95,6 +96,9 @@ class RunConfig:
         `data/*.test.jsonl`; a policy is compared with `model` itself as reference, and with `reward_model`
         (a folder) win rates are reported. Online methods learn from `rewards`.
     sample: write `completions.jsonl` for `data/requests.jsonl` with `policies` {name in requests: location}.
+
+    `prompt_parts` stand before every prompt: of a sampling run's policies, by name; of `model`, by "model",
+    where a run trains under them; of a distillation's teacher, by "teacher".
     """
 
     method: str
@@ -102,6 +106,7 @@ class RunConfig:
     model: str = ""
     reward_model: str = ""
     policies: dict[str, str] = field(default_factory=dict)
+    prompt_parts: dict[str, PromptParts] = field(default_factory=dict)
     rewards: tuple[RewardFunction, ...] = ()
     tuning: Tuning = field(default_factory=Tuning)
     training: Training = field(default_factory=Training)
@@ -120,6 +125,7 @@ class RunConfig:
         _check(self.format == FORMAT, f"format is {self.format}: this version reads {FORMAT}")
         _check(self.method in METHODS, f"method is {self.method!r}: one of {', '.join(METHODS)}")
         _check(0 <= self.seed < 2**32, f"seed is {self.seed}: from 0 to 2**32 - 1")
+        self._check_prompt_parts()
         if self.method == "sample":
             _check(bool(self.policies), "policies: a sampling run needs at least one")
             for name, location in self.policies.items():
@@ -127,7 +133,7 @@ class RunConfig:
             return
         _check(bool(self.model), "model: name the folder or hub id to start from")
         if METHODS[self.method].needs_teacher:
-            taught = self.distillation.teacher or self.distillation.system_prompt
+            taught = self.distillation.teacher or self.distillation.system_prompt or self.parts_of("teacher")
             _check(bool(taught), "distillation.teacher and system_prompt: at least one of them")
         compatibility.check(
             self.method, self.tuning.kind, gradient_checkpointing=self.training.gradient_checkpointing
@@ -145,6 +151,16 @@ class RunConfig:
             own = self.sampling.top_p == 1 and self.sampling.temperature > 0
             _check(own, "sampling.top_p and temperature: PPO learns from the policy's own distribution, "
                    "so 1 and above 0")  # fmt: skip
+
+    def parts_of(self, name: str = "model") -> PromptParts:
+        """What stands before the prompts of a policy of this run; nothing for most."""
+        return self.prompt_parts.get(name, NONE)
+
+    def _check_prompt_parts(self) -> None:
+        allowed = set(self.policies) if self.method == "sample" else PARTS_READ.get(self.method, {"model"})
+        for name in self.prompt_parts:
+            _check(name in allowed, f"prompt_parts.{name}: {self.method} has no policy of this name that "
+                   "reads them")  # fmt: skip
 
     def _check_groups(self) -> None:
         """All completions of a prompt are in one step, where they are compared with each other."""
@@ -164,7 +180,10 @@ class RunConfig:
         """What config.json holds: of the methods' own sections, only that of this method."""
         kept = METHODS[self.method].section
         whole = dataclasses.asdict(self)
-        return {name: value for name, value in whole.items() if name == kept or name not in _OWN_SECTIONS}
+        left_out = set(_OWN_SECTIONS) - {kept}
+        if not self.prompt_parts:
+            left_out.add("prompt_parts")
+        return {name: value for name, value in whole.items() if name not in left_out}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "RunConfig":
@@ -174,6 +193,10 @@ class RunConfig:
         for name, kind in _SECTIONS.items():
             if name in values:
                 values[name] = _section(kind, values[name], name)
+        if "prompt_parts" in values:
+            given = values["prompt_parts"]
+            _check(isinstance(given, dict), "prompt_parts: expected an object")
+            values["prompt_parts"] = {name: PromptParts.from_json(one) for name, one in given.items()}
         if "rewards" in values:
             listed = values["rewards"]
             _check(isinstance(listed, list | tuple), "rewards: expected a list")
@@ -193,6 +216,8 @@ _SECTIONS: dict[str, Any] = {
     if dataclasses.is_dataclass(item.default_factory)
 }
 _OWN_SECTIONS = {method.section for method in METHODS.values() if method.section}
+# Which policies' parts a training method reads, where that is not those of the policy it starts from.
+PARTS_READ: dict[str, set[str]] = {"distillation": {"teacher"}, "pretraining": set(), "reward_model": set()}
 # Settings that lay in `training` while there were two methods, and where they went.
 _MOVED: dict[str, dict[str, tuple[str, ...]]] = {
     "dpo": {"dpo": ("beta", "sft_weight", "use_margin")},

@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from training.rlhf import adapters, checkpoints, lineage, loading
+from training.rlhf import adapters, checkpoints, lineage, loading, prompt_parts
 from training.rlhf.config import RunConfig, Training
 from training.rlhf.failures import Diverged, Refused
 from training.rlhf.methods import METHODS
@@ -284,6 +284,8 @@ def save_model(
     round_by_chance(model, dtype, seed=config.seed)
     model.to(dtype).save_pretrained(draft)
     tokenizer.save_pretrained(draft)
+    if parts := config.parts_of():  # it was trained under them, and writes under them
+        write_json(draft / prompt_parts.FILE, parts.to_json())
     write_json(draft / "lineage.json", lineage.of(run_dir, config, tokenizer, packages=_packages()))
     os.replace(draft, run_dir.model)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from training.rlhf import rendering, virtual_tokens
+from training.rlhf import prompt_parts, rendering, virtual_tokens
 from training.rlhf.config import RunConfig
 from training.rlhf.door import Message
 from training.rlhf.failures import Refused
@@ -21,7 +21,8 @@ FILE = "prompts.test.jsonl"
 
 class Prompt(NamedTuple):
     line: int  # in the file, from 0
-    messages: list[Message]
+    messages: list[Message]  # as the policy reads it
+    asked: list[Message]  # as people read it
 
 
 class HeldOut(NamedTuple):
@@ -50,7 +51,8 @@ def read(
     limit = limit_of(config, model_config)
     kept, lengths, refused = [], [], 0
     for line, row in enumerate(_rows(run_dir)):
-        prompt = Prompt(line, _messages(row, line))
+        asked = _messages(row, line)
+        prompt = Prompt(line, prompt_parts.as_read(config.parts_of(), asked), asked)
         try:
             length = len(rendering.prompt_ids(tokenizer, prompt.messages))
         except rendering.RenderError:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.rlhf import rewards
+from training.rlhf import prompt_parts, rewards
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Row, Split
 from training.rlhf.methods import METHODS
@@ -44,12 +44,14 @@ def _module(method: str) -> ModuleType:
 
 
 def tables(run_dir: RunDir, config: RunConfig, split: Split) -> dict[str, list[Any]]:
-    """Rows by table, as the method reads them; one that says nothing of it reads prompts."""
+    """Rows by table, as the policy reads them; a method that says nothing of it reads prompts."""
     read = getattr(_module(config.method), "tables", None)
-    if read is None:
-        return {"prompts": read_prompts(run_dir.data / f"prompts.{split}.jsonl")}
-    found: dict[str, list[Any]] = read(run_dir, config, split)
-    return found
+    found: dict[str, list[Any]] = (
+        {"prompts": read_prompts(run_dir.data / f"prompts.{split}.jsonl")}
+        if read is None
+        else read(run_dir, config, split)
+    )
+    return {table: prompt_parts.under(config.parts_of(), rows) for table, rows in found.items()}
 
 
 def train_by_itself(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ import math
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from training.rlhf import held_out, rendering
+from training.rlhf import held_out, prompt_parts, rendering
 from training.rlhf.config import RunConfig
 from training.rlhf.door import Message
 from training.rlhf.failures import Refused
@@ -22,7 +22,7 @@ def usable(
     """
     path = run_dir.data / "prompts.train.jsonl"
     limit = min(config.training.max_length, positions(model_config)) - config.sampling.max_new_tokens
-    found = read_prompts(path)
+    found = prompt_parts.under(config.parts_of(), read_prompts(path))
     kept = [row for row in found if _length(tokenizer, row.prompt) <= limit]
     if not kept:
         raise Refused(

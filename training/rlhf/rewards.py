@@ -5,8 +5,17 @@ start what would be refused then, without loading a weight.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from training.rlhf import judge, loading, reward_functions, reward_models, watched
+from training.rlhf import (
+    judge,
+    loading,
+    prompt_parts,
+    rendering,
+    reward_functions,
+    reward_models,
+    watched,
+)
 from training.rlhf.config import RunConfig
 from training.rlhf.failures import Refused
 from training.rlhf.method_settings import RewardFunction
@@ -34,11 +43,19 @@ class NamedRewards:
 
     def __init__(self, config: RunConfig) -> None:
         self.functions = config.rewards
+        self.policys = config.parts_of()  # what stands before its prompts, and is not rewarded
+        self.tokenizer = loading.load_tokenizer(config.model) if self.policys else None
         self.judges: dict[str, judge.Scorer] = {}
         self.parts = {reward.name: self._load(reward, config) for reward in config.rewards}
 
     def score(self, prompts: Sequence[Messages], samples: Sequence[Sampled]) -> RewardBatch:
         """Numbers for each sample, written after the prompt of the same place, in order."""
+        if self.tokenizer is not None:
+            prompts = [prompt_parts.without(self.policys, prompt) for prompt in prompts]
+            samples = [
+                replace(one, prompt_ids=tuple(rendering.prompt_ids(self.tokenizer, prompt)))
+                for prompt, one in zip(prompts, samples, strict=True)
+            ]
         parts = {name: part(prompts, samples) for name, part in self.parts.items()}
         total = [
             sum(reward.weight * parts[reward.name][place] for reward in self.functions)
