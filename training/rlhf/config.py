@@ -24,6 +24,7 @@ from training.rlhf.method_settings import check as _check
 from training.rlhf.methods import METHODS
 from training.rlhf.prompt_parts import NONE, PromptParts
 from training.rlhf.reward_options import options_of
+from training.rlhf.server_settings import ServedPolicy, Vllm, address_problem, is_address
 from training.rlhf.tuning_settings import Tuning
 
 __all__ = ["FORMAT", "HUB_ID", "ConfigError", "RunConfig", "Sampling", "Training", "Tuning", "upgraded"]
@@ -98,7 +99,8 @@ class RunConfig:
     sample: write `completions.jsonl` for `data/requests.jsonl` with `policies` {name in requests: location}.
 
     `prompt_parts` stand before every prompt: of a sampling run's policies, by name; of `model`, by "model",
-    where a run trains under them; of a distillation's teacher, by "teacher".
+    where a run trains under them; of a distillation's teacher, by "teacher". `servers` say how a policy of a
+    sampling run whose location is an address is asked, by name.
     """
 
     method: str
@@ -107,6 +109,7 @@ class RunConfig:
     reward_model: str = ""
     policies: dict[str, str] = field(default_factory=dict)
     prompt_parts: dict[str, PromptParts] = field(default_factory=dict)
+    servers: dict[str, ServedPolicy] = field(default_factory=dict)
     rewards: tuple[RewardFunction, ...] = ()
     tuning: Tuning = field(default_factory=Tuning)
     training: Training = field(default_factory=Training)
@@ -119,6 +122,7 @@ class RunConfig:
     grpo: Grpo = field(default_factory=Grpo)
     rejection_sampling: RejectionSampling = field(default_factory=RejectionSampling)
     distillation: Distillation = field(default_factory=Distillation)
+    vllm: Vllm = field(default_factory=Vllm)
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -130,8 +134,15 @@ class RunConfig:
             _check(bool(self.policies), "policies: a sampling run needs at least one")
             for name, location in self.policies.items():
                 _check(isinstance(location, str), f"policies.{name} is {location!r}: a folder or hub id")
+                problem = address_problem(location) if is_address(location) else ""
+                _check(not problem, f"policies.{name} is {location!r}: {problem}")
+            for name in self.servers:
+                is_asked = is_address(self.policies.get(name, ""))
+                _check(is_asked, f"servers.{name}: no policy of this name has an address")
             return
         _check(bool(self.model), "model: name the folder or hub id to start from")
+        _check(not is_address(self.model), f"model is {self.model!r}: what a server keeps cannot be trained")
+        _check(not self.servers, "servers: only a sampling run asks them")
         if METHODS[self.method].needs_teacher:
             taught = self.distillation.teacher or self.distillation.system_prompt or self.parts_of("teacher")
             _check(bool(taught), "distillation.teacher and system_prompt: at least one of them")
@@ -181,8 +192,9 @@ class RunConfig:
         kept = METHODS[self.method].section
         whole = dataclasses.asdict(self)
         left_out = set(_OWN_SECTIONS) - {kept}
-        if not self.prompt_parts:
-            left_out.add("prompt_parts")
+        left_out |= {name for name in ("prompt_parts", "servers") if not whole[name]}
+        if self.method not in DRAWS_BY_VLLM:
+            left_out.add("vllm")
         return {name: value for name, value in whole.items() if name not in left_out}
 
     @classmethod
@@ -197,6 +209,10 @@ class RunConfig:
             given = values["prompt_parts"]
             _check(isinstance(given, dict), "prompt_parts: expected an object")
             values["prompt_parts"] = {name: PromptParts.from_json(one) for name, one in given.items()}
+        if "servers" in values:
+            given = values["servers"]
+            _check(isinstance(given, dict), "servers: expected an object")
+            values["servers"] = {n: _section(ServedPolicy, one, f"servers.{n}") for n, one in given.items()}
         if "rewards" in values:
             listed = values["rewards"]
             _check(isinstance(listed, list | tuple), "rewards: expected a list")
@@ -216,6 +232,8 @@ _SECTIONS: dict[str, Any] = {
     if dataclasses.is_dataclass(item.default_factory)
 }
 _OWN_SECTIONS = {method.section for method in METHODS.values() if method.section}
+# Methods that may draw by vLLM (the section `vllm`): TRL's own trainers.
+DRAWS_BY_VLLM = ("rloo", "grpo")
 # Which policies' parts a training method reads, where that is not those of the policy it starts from.
 PARTS_READ: dict[str, set[str]] = {"distillation": {"teacher"}, "pretraining": set(), "reward_model": set()}
 # Settings that lay in `training` while there were two methods, and where they went.

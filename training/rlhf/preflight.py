@@ -19,9 +19,11 @@ from training.rlhf import (
     held_out,
     learners,
     loading,
+    prompt_parts,
     rendering,
     row_checks,
     sampling,
+    served_sampling,
 )
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Element, Row
@@ -30,7 +32,8 @@ from training.rlhf.held_out import HeldOut
 from training.rlhf.methods import METHODS
 from training.rlhf.model_files import causal_config, positions, reward_config
 from training.rlhf.progress import Cancelled
-from training.rlhf.run_dir import EXIT_REFUSED, Preflight, RunDir, RunError
+from training.rlhf.run_dir import EXIT_REFUSED, Preflight, RunDir, RunError, SampleRequest
+from training.rlhf.server_settings import ServedPolicy, is_address
 
 
 def check(run_dir: RunDir, config: RunConfig) -> Preflight:
@@ -107,18 +110,37 @@ def _sample(train: list[Row]) -> list[Message] | None:
 
 
 def _check_sampling(run_dir: RunDir, config: RunConfig) -> Preflight:
-    """Every policy can be loaded and its template takes every prompt that it is asked for."""
+    """Every policy can be loaded or asked, and takes every prompt that is meant for it."""
     requests = sampling.read_requests(run_dir, config)
     warnings = []
     for name, location in config.policies.items():
+        if is_address(location):
+            _ask_once(config, name, requests)
+            continue
         tokenizer = loading.load_tokenizer(location)
         loading.check_weights(location, purpose="policy")
         room = positions(causal_config(location)) - config.sampling.max_new_tokens
         asked = [request["prompt"] for request in requests if name in request["policies"]]
-        cut = sum(len(rendering.prompt_ids(tokenizer, prompt)) > room for prompt in asked)
+        parts = config.parts_of(name)
+        read = (prompt_parts.as_read(parts, prompt) for prompt in asked)
+        cut = sum(len(rendering.prompt_ids(tokenizer, prompt)) > room for prompt in read)
         if cut:
             warnings.append(f"Policy {name} reads only the end of {cut} prompts: they exceed its positions.")
-    return _answer(warnings=warnings)
+    errors = sampling.length_problems(config, requests)
+    return _answer(errors=errors, warnings=[] if errors else warnings)
+
+
+def _ask_once(config: RunConfig, name: str, requests: list[SampleRequest]) -> None:
+    """Raise Refused where a server does not answer the longest question that this run will ask it."""
+    served = config.servers.get(name, ServedPolicy())
+    writer = served_sampling.Writer(config.policies[name], served, name=name, sampling=config.sampling)
+    asked = [
+        prompt_parts.as_read(config.parts_of(name), one["prompt"])
+        for one in requests
+        if name in one["policies"]
+    ]
+    if asked:
+        writer.server.ask(writer.body(asked[writer.first_question(asked)], config.seed))
 
 
 def _prompt_figures(prompts: HeldOut) -> dict[str, int]:

@@ -8,6 +8,7 @@ progress.jsonl       appended: one ProgressLine a line, `seq` counts from 1 with
 checkpoints/         checkpoint-STEP/, usable once it holds `complete.json`
 model/               what was trained: safetensors, tokenizer, `lineage.json`
 completions.jsonl    one SampledCompletion a line
+served.jsonl         answers of servers as they come in, of a sampling run that is under way
 evaluation.json
 error.json           RunError: what happened, where, what to do
 result.json          written last and by rename: its presence means complete
@@ -21,7 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 # Exit codes of `python -m training.rlhf`
 EXIT_COMPLETE = 0
@@ -46,8 +47,9 @@ class SampledCompletion(TypedDict):
     request: int
     policy: str  # the name in the config; in a DPO run "new" and "old"
     text: str
-    finish: str  # "eos" or "length"
-    tokens: int
+    finish: str  # "eos" or "length"; by a server also its own word, such as "content_filter"
+    tokens: int  # by a server that does not count them 0
+    served: NotRequired[dict[str, Any]]  # by a server: which, and what it says that it is
 
 
 class SampleRequest(TypedDict):
