@@ -1,7 +1,7 @@
 """Policies behind a server: which addresses may be asked, and the one way to add such a policy.
 
-Whoever runs the installation lists the addresses (RATCHET_MODEL_SERVERS), private ones among them. Nothing else
-is ever asked: a worker sends prompts and a key there, and stands inside the network.
+Whoever runs the installation lists the addresses (RATCHET_MODEL_SERVERS), private ones among them. Nothing
+else is ever asked: a worker sends prompts and a key there, and stands inside the network.
 """
 
 from django.conf import settings
@@ -17,11 +17,13 @@ def check_server(address: str) -> str:
     if not address.startswith(("http://", "https://")):
         raise PolicyRefused("Name the address of a server, such as https://models.example/v1.")
     if "@" in address:
-        raise PolicyRefused("A key does not belong into an address: set RATCHET_MODEL_SERVER_KEY for the worker.")
+        raise PolicyRefused(
+            "A key does not belong into an address: set RATCHET_MODEL_SERVER_KEY for the worker."
+        )
     if address not in {allowed.rstrip("/") for allowed in settings.MODEL_SERVERS}:
         raise PolicyRefused(
-            f"{address[:200]} is not among the servers that may be asked. Whoever runs this installation allows "
-            "it in RATCHET_MODEL_SERVERS."
+            f"{address[:200]} is not among the servers that may be asked. Whoever runs this installation "
+            "allows it in RATCHET_MODEL_SERVERS."
         )
     return address
 
@@ -48,4 +50,6 @@ def add_served(*, project: Project, address: str, model_name: str, name: str = "
                 model_name=model_name,
             )
     except IntegrityError as error:
-        raise PolicyRefused(f"There is a policy called {name} in this project: choose another name.") from error
+        raise PolicyRefused(
+            f"There is a policy called {name} in this project: choose another name."
+        ) from error

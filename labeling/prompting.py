@@ -1,7 +1,7 @@
 """Prompting as a policy: the same weights under another system prompt and other examples, as a new policy.
 
-A policy's parts are never edited: what was written under them, and judged, stays what it was. Another wording is
-another policy, with the one that it was made from as its parent; rounds compare them like any two.
+A policy's parts are never edited: what was written under them, and judged, stays what it was. Another wording
+is another policy, with the one that it was made from as its parent; rounds compare them like any two.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,9 @@ def make_prompted(
     Raise PolicyRefused for a policy without a model, parts that cannot be stored, and what is there already.
     """
     if not policy.location:
-        raise PolicyRefused(f"{policy} has no model: only its completions are known, so nothing can prompt it.")
+        raise PolicyRefused(
+            f"{policy} has no model: only its completions are known, so nothing can prompt it."
+        )
     system_prompt = system_prompt.replace("\r\n", "\n").strip()
     turns = _turns(examples)
     _check_texts(system_prompt, turns)
@@ -49,7 +51,9 @@ def make_prompted(
                 parent=policy,
             )
     except IntegrityError as error:
-        raise PolicyRefused(f"There is a policy called {name} in this project: choose another name.") from error
+        raise PolicyRefused(
+            f"There is a policy called {name} in this project: choose another name."
+        ) from error
 
 
 def _turns(examples: Sequence[tuple[str, str]]) -> list[Message]:
@@ -72,7 +76,9 @@ def _check_texts(system_prompt: str, turns: Sequence[Message]) -> None:
         if problem := text_problem(text):
             raise PolicyRefused(f"A text of the prompt {problem}.")
     if sum(map(len, texts)) > MOST_CHARACTERS:
-        raise PolicyRefused(f"The prompt has more than {MOST_CHARACTERS:,} characters: no policy would read it.")
+        raise PolicyRefused(
+            f"The prompt has more than {MOST_CHARACTERS:,} characters: no policy would read it."
+        )
 
 
 def _free_name(policy: Policy) -> str:

@@ -22,9 +22,9 @@ def prompt_version(policy: Policy) -> str:
 def parts_in_training(method: str, policy: Policy, config: dict[str, Any]) -> dict[str, Any]:
     """The recipe's `prompt_parts` for a run that starts from a policy.
 
-    Most methods train under its parts, which the new policy keeps. A distillation teaches the bare weights: its
-    teacher reads the parts, of the policy itself where no other teacher is named. A reward model reads what
-    raters read, so it starts from the weights alone.
+    Most methods train under its parts, which the new policy keeps. A distillation teaches the bare weights:
+    its teacher reads the parts, those of the policy itself where no other teacher is named. A reward model
+    reads what raters read, so it starts from the weights alone.
     """
     given = dict(config.get("prompt_parts") or {})
     if not policy.is_prompted:

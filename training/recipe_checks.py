@@ -43,14 +43,14 @@ def check_parts(
         raise RunRefused(f"The policy {policy} has no model: only its completions are known.")
     if policy.is_served:
         raise RunRefused(
-            f"The policy {policy} is behind {policy.location}: its weights are not here, so nothing can be trained "
-            "from it. Start from a policy whose model is here; what the server writes in a round can be learnt "
-            "from by SFT or DPO once people have judged it."
+            f"The policy {policy} is behind {policy.location}: its weights are not here, so nothing can be "
+            "trained from it. Start from a policy whose model is here; once people have judged what the server "
+            "wrote in a round, it can be learnt from by SFT or DPO."
         )
     if policy.is_prompted and method == Run.Method.PRETRAINING:
         raise RunRefused(
-            f"The policy {policy} has a system prompt or examples, which have no place before a text: start from "
-            "the policy without them."
+            f"The policy {policy} has a system prompt or examples, which have no place before a text: start "
+            "from the policy without them."
         )
     if reward_model is None:
         return

@@ -23,7 +23,6 @@ from training.rlhf.run_dir import RunDir, SampledCompletion, SampleRequest, read
 from training.run_folders import SamplingTask
 from training.runs import policy_of
 
-
 SERVED = ("server", "model", "reported_model", "fingerprint")  # of a completion that a server wrote
 
 

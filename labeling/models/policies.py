@@ -38,6 +38,9 @@ class Policy(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    def get_absolute_url(self) -> str:
+        return reverse("policy", args=[self.pk])
+
     @property
     def is_prompted(self) -> bool:
         """Whether anything stands before its prompts."""
@@ -47,6 +50,3 @@ class Policy(models.Model):
     def is_served(self) -> bool:
         """Whether its weights are behind a server's address: it can be asked, and not trained."""
         return self.location.startswith(("http://", "https://"))
-
-    def get_absolute_url(self) -> str:
-        return reverse("policy", args=[self.pk])

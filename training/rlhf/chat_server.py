@@ -53,7 +53,7 @@ def key_for(address: str) -> str:
 
 
 class ChatServer:
-    """POST {address}/chat/completions. `who` and `do` are words for errors: "The judge", what to put right."""
+    """POST {address}/chat/completions. `who` and `do` are for errors: "The judge", what to put right."""
 
     def __init__(
         self, address: str, *, key: str, timeout: float, retries: int, who: str, where: str, do: str
@@ -140,7 +140,7 @@ class ChatServer:
         """Nothing before the first attempt; a stop is heard within a fifth of a second."""
         raise_if_stopped()
         longest = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT) if attempt else 0.0
-        own = longest * random.uniform(0.5, 1)  # noqa: S311 - many ask at once; they should not ask in step
+        own = longest * random.uniform(0.5, 1)
         until = time.monotonic() + max(own, told)
         while (left := until - time.monotonic()) > 0:
             time.sleep(min(0.2, left))

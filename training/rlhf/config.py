@@ -158,6 +158,12 @@ class RunConfig:
                 options_of(reward)
         if self.method in ("rloo", "grpo"):
             self._check_groups()
+        if self.method in DRAWS_BY_VLLM and self.vllm.use_vllm:
+            sent = ", ".join(SENT_TO_VLLM)
+            _check(
+                self.tuning.kind in SENT_TO_VLLM,
+                f"tuning.kind is {self.tuning.kind!r}: vLLM is sent whole weights, so one of {sent}",
+            )
         if self.method == "ppo":
             own = self.sampling.top_p == 1 and self.sampling.temperature > 0
             _check(own, "sampling.top_p and temperature: PPO learns from the policy's own distribution, "
@@ -234,6 +240,7 @@ _SECTIONS: dict[str, Any] = {
 _OWN_SECTIONS = {method.section for method in METHODS.values() if method.section}
 # Methods that may draw by vLLM (the section `vllm`): TRL's own trainers.
 DRAWS_BY_VLLM = ("rloo", "grpo")
+SENT_TO_VLLM = ("full", "head", "freeze", "lora", "dora", "ia3")  # kinds that are, or merge into, weights
 # Which policies' parts a training method reads, where that is not those of the policy it starts from.
 PARTS_READ: dict[str, set[str]] = {"distillation": {"teacher"}, "pretraining": set(), "reward_model": set()}
 # Settings that lay in `training` while there were two methods, and where they went.

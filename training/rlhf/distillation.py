@@ -73,8 +73,8 @@ def errors(train: list[PromptRow], *, config: RunConfig, where: str) -> list[Run
         return []
     return [
         RunError(
-            what=f"With what the teacher reads before them {long} of {len(train)} prompts leave no room for a "
-            f"completion of {config.sampling.max_new_tokens} tokens.",
+            what=f"With what the teacher reads before them {long} of {len(train)} prompts leave no room for "
+            f"a completion of {config.sampling.max_new_tokens} tokens.",
             where=where,
             do="Shorten the teacher's system prompt or examples, or lower the longest completion.",
         )

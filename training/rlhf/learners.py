@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.rlhf import prompt_parts, rewards
+from training.rlhf import prompt_parts, rewards, vllm_drawing
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Row, Split
 from training.rlhf.methods import METHODS
@@ -79,6 +79,7 @@ def setting_errors(
     if METHODS[config.method].is_online:
         of_rewards = rewards.problems(config)
         errors, warnings = [*errors, *of_rewards[0]], [*warnings, *of_rewards[1]]
+        errors += vllm_drawing.problems(config)
     cautions = getattr(module, "cautions", None)
     return errors, [*warnings, *([] if cautions is None else cautions(run_dir, config))]
 

@@ -94,7 +94,7 @@ def generate(
             on_batch(len(prompts) - len(unfinished) - (len(writing) - start - len(batch)))
         writing = unfinished
         stretch *= 2  # what was written is read again each time: growing stretches keep that below double
-    return [_sampled(tokenizer, prompt, ids, ends) for prompt, ids in zip(prompts, written, strict=True)]
+    return [as_sampled(tokenizer, prompt, ids, ends) for prompt, ids in zip(prompts, written, strict=True)]
 
 
 def prompts_with_room(
@@ -185,16 +185,17 @@ def length_problems(config: RunConfig, requests: Sequence[SampleRequest]) -> lis
         places = positions(causal_config(location))
         asked = [one["prompt"] for one in requests if name in one["policies"]]
         longest = max(
-            (len(rendering.prompt_ids(tokenizer, prompt_parts.as_read(parts, one))) for one in asked), default=0
+            (len(rendering.prompt_ids(tokenizer, prompt_parts.as_read(parts, one))) for one in asked),
+            default=0,
         )
         if longest + config.sampling.max_new_tokens > places:
             found.append(
                 RunError(
-                    what=f"{name} reads up to {longest} tokens, its system prompt and examples among them, and "
-                    f"{config.sampling.max_new_tokens} may follow; the model has {places} positions.",
+                    what=f"{name} reads up to {longest} tokens, its system prompt and examples among them, "
+                    f"and {config.sampling.max_new_tokens} may follow; the model has {places} positions.",
                     where=f"prompt_parts.{name}",
-                    do="Shorten the prompt or leave examples out in a new variant of the policy, or lower the "
-                    "longest completion of the round.",
+                    do="Shorten the prompt or leave examples out in a new variant of the policy, or lower "
+                    "the longest completion of the round.",
                 )
             )
     return found
@@ -300,9 +301,10 @@ def _through_end(row: list[int], ends: list[int]) -> list[int]:
     return row[: place + 1]
 
 
-def _sampled(
+def as_sampled(
     tokenizer: PreTrainedTokenizerBase, prompt: list[int], ids: list[int], ends: list[int]
 ) -> Sampled:
+    """What was drawn after a prompt's tokens, through the token that ended it."""
     text = str(tokenizer.decode(ids, skip_special_tokens=True))
     return Sampled(
         # No database takes NUL, and a policy over bytes may draw one.

@@ -2,8 +2,8 @@
 
 vLLM does it where it is installed (`--engine vllm`, or by itself); the embedded server needs nothing more
 than training does. Either way the folder's chat template has to be the one that the policy was trained with.
-A policy's system prompt and examples, in prompt_parts.json beside the weights or in a file that is named, stand
-before every conversation; vLLM's server knows nothing of them, so such a policy is served embedded.
+A policy's system prompt and examples, in prompt_parts.json beside the weights or in a file that is named,
+stand before every conversation; vLLM's server knows nothing of them, so such a policy is served embedded.
 The API key comes from RATCHET_SERVE_KEY; without one anybody who reaches the address may ask.
 """
 
@@ -28,7 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8100)
     parser.add_argument("--name", default="", help="what clients call the model; the folder's name")
     parser.add_argument(
-        "--prompt-parts", type=Path, help="a file with system prompt and examples; prompt_parts.json beside the weights"
+        "--prompt-parts",
+        type=Path,
+        help="a file with system prompt and examples; prompt_parts.json beside the weights",
     )
     parser.add_argument("--engine", choices=("auto", "embedded", "vllm"), default="auto")
     options = parser.parse_args(arguments)
@@ -74,7 +76,9 @@ def read_parts(folder: str, file: Path | None) -> prompt_parts.PromptParts:
         return prompt_parts.PromptParts.from_json(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:  # ConfigError is one
         where = str(file or Path(folder) / prompt_parts.FILE)
-        raise Refused(f"The prompt's parts cannot be read: {error}", where, "Write the file again.") from error
+        raise Refused(
+            f"The prompt's parts cannot be read: {error}", where, "Write the file again."
+        ) from error
 
 
 def chosen_engine(asked: str, *, parts: prompt_parts.PromptParts = prompt_parts.NONE) -> str:
@@ -114,7 +118,12 @@ def check_template(folder: str) -> None:
 
 
 def serve(
-    folder: str, name: str, host: str, port: int, key: str, parts: prompt_parts.PromptParts = prompt_parts.NONE
+    folder: str,
+    name: str,
+    host: str,
+    port: int,
+    key: str,
+    parts: prompt_parts.PromptParts = prompt_parts.NONE,
 ) -> None:
     import uvicorn
 

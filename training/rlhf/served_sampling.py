@@ -1,8 +1,8 @@
 """A policy behind a server writes for a sampling run, over OpenAI's chat interface.
 
-Many questions are under way at once. Each answer is in `served.jsonl` as soon as it is there, so that a run that
-was stopped or killed asks nothing twice. The first question goes alone, and it is the longest: a wrong key, a
-wrong name of a model or too little room costs one request, not hundreds.
+Many questions are under way at once. Each answer is in `served.jsonl` as soon as it is there, so that a run
+that was stopped or killed asks nothing twice. The first question goes alone, and it is the longest: a wrong
+key, a wrong name of a model or too little room costs one request, not hundreds.
 """
 
 import json
@@ -34,8 +34,8 @@ class Writer:
             retries=served.retries,
             who=f"The server of {name}",
             where=address,
-            do=f"Check that it runs, the model's name ({served.model or 'none'}), and {KEY} or {KEYS} where the "
-            "worker runs; then resume the run: nothing is asked twice.",
+            do=f"Check that it runs, the model's name ({served.model or 'none'}), and {KEY} or {KEYS} where "
+            "the worker runs; then resume the run: nothing is asked twice.",
         )
 
     def body(self, conversation: Messages, seed: int) -> Body:
@@ -94,7 +94,7 @@ def write(
     `on_answer` hears how many are done. Raises Refused, and Cancelled between two answers.
     """
     path = folder / FILE
-    found = {place: one for place, one in _answered(path, writer.name).items()}
+    found = _answered(path, writer.name)
     left = [one for one in asked if one[0] not in found]
     if left:
         first = writer.first_question([conversation for _, _, conversation in left])
