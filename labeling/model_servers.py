@@ -39,7 +39,7 @@ def add_served(*, project: Project, address: str, model_name: str, name: str = "
     ).first()
     if there is not None:
         raise PolicyRefused(f"{there} is this model of this server already.")
-    name = " ".join(name.split()) or model_name.rpartition("/")[2] or address.split("/")[2]
+    name = " ".join(name.split()) or _free_name(project, model_name.rpartition("/")[2] or address)
     try:
         with transaction.atomic():
             return Policy.objects.create(
@@ -53,3 +53,10 @@ def add_served(*, project: Project, address: str, model_name: str, name: str = "
         raise PolicyRefused(
             f"There is a policy called {name} in this project: choose another name."
         ) from error
+
+
+def _free_name(project: Project, model_name: str) -> str:
+    base = f"{model_name.removeprefix('https://').removeprefix('http://')[:90]} on a server"
+    taken = set(project.policies.values_list("name", flat=True))
+    names = [base, *(f"{base} {number}" for number in range(2, len(taken) + 2))]
+    return next(one for one in names if one not in taken)

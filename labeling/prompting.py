@@ -83,9 +83,8 @@ def _check_texts(system_prompt: str, turns: Sequence[Message]) -> None:
 
 def _free_name(policy: Policy) -> str:
     """The name of the weights, and a number for the prompt."""
-    base, seen = policy, {policy.pk}
-    while base.is_prompted and base.parent is not None and base.parent_id not in seen:
-        seen.add(base.parent_id)
+    base = policy
+    while base.is_prompted and base.parent is not None:  # whoever is made has a parent that is older
         base = base.parent
     taken = set(policy.project.policies.values_list("name", flat=True))
     names = (f"{base.name[:100]}, prompt {number}" for number in range(1, len(taken) + 2))

@@ -43,9 +43,9 @@ def check_parts(
         raise RunRefused(f"The policy {policy} has no model: only its completions are known.")
     if policy.is_served:
         raise RunRefused(
-            f"The policy {policy} is behind {policy.location}: its weights are not here, so nothing can be "
-            "trained from it. Start from a policy whose model is here; once people have judged what the server "
-            "wrote in a round, it can be learnt from by SFT or DPO."
+            f"The policy {policy} is behind {policy.location}: its weights are not here, so it cannot "
+            "be trained. Start from a policy whose model is here; once people have judged what the server "
+            "wrote, SFT and DPO can learn from it."
         )
     if policy.is_prompted and method == Run.Method.PRETRAINING:
         raise RunRefused(
