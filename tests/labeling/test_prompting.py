@@ -1,4 +1,4 @@
-"""Prompting as a policy: the same weights under other parts are another policy; servers are asked by permission."""
+"""Prompting as a policy: the same weights under other parts are another policy; who may be asked."""
 
 from typing import Any
 
