@@ -54,7 +54,9 @@ def test_the_examples_in_the_docstrings_hold() -> None:
         [*PROMPT, {"role": "assistant", "content": "Hello."}, *PROMPT],
     ],
 )
-@pytest.mark.parametrize("parts", [PARTS, {"system_prompt": "Be brief."}, {"examples": PARTS["examples"]}, {}])
+@pytest.mark.parametrize(
+    "parts", [PARTS, {"system_prompt": "Be brief."}, {"examples": PARTS["examples"]}, {}]
+)
 def test_what_stands_before_a_prompt_can_be_taken_away_again(parts: Any, prompt: Any) -> None:
     said = PromptParts.from_json(parts)
     read = as_read(said, prompt)

@@ -30,13 +30,17 @@ def arguments(settings: Vllm) -> dict[str, Any]:
     }
 
 
+def is_installed() -> bool:
+    return importlib.util.find_spec("vllm") is not None
+
+
 def problems(config: RunConfig) -> list[RunError]:
     """What keeps this machine from drawing by vLLM, one error each; none where the run does not."""
     settings = config.vllm
     if config.method not in DRAWS_BY_VLLM or not settings.use_vllm:
         return []
     found = []
-    if importlib.util.find_spec("vllm") is None:
+    if not is_installed():
         found.append(
             RunError(
                 what="vLLM is not installed where the worker runs; TRL needs it for both modes.",
