@@ -36,7 +36,18 @@ STANDARD_LIBRARY_ONLY = [
     "starter/world",
     "starter/hidden_preference",
 ]
-INTERFACES = {"views", "forms", "consumers", "admin", "management", "api", "api_urls", "urls", "routing"}
+INTERFACES = {
+    "views",
+    "forms",
+    "consumers",
+    "admin",
+    "management",
+    "api",
+    "api_policies",
+    "api_urls",
+    "urls",
+    "routing",
+}
 
 
 def imported_by(path: Path) -> Iterator[str]:

@@ -10,9 +10,9 @@ from django.urls import reverse
 from labeling import model_servers, prompting
 from labeling.models import Policy, Project
 from tests.training import stage
-from training import runs
-from training.models import Run
-from training.prompted import parts_of
+from training import exports, runs
+from training.models import Artifact, Run
+from training.prompted import parts_of, weights_of
 
 ADDRESS = "http://127.0.0.1:8100/v1"
 HOSTILE = "<script>alert(1)</script>"
@@ -50,6 +50,15 @@ def test_a_manager_writes_a_variant_and_sees_its_parts(manager: Client, starter:
     assert "Be &lt;script&gt;" in page and HOSTILE not in page
     assert "Say hi." in page and parts_of(made).version in page
     assert "starter, prompt 1 is a candidate now" in page
+
+
+def test_more_rows_are_given_without_saving(manager: Client, starter: Policy) -> None:
+    sent = {"example_2_user": "Say hi.", "system_prompt": "Be kind.", "more": "rows"}
+    answer = manager.post(reverse("policy_prompt", args=[starter.pk]), sent)
+    page = answer.content.decode()
+    assert answer.status_code == 200 and "Example 4" in page and "Example 5" not in page
+    assert "Say hi." in page and "Be kind." in page and "Write the answer" not in page
+    assert Policy.objects.count() == 1
 
 
 def test_a_variant_of_a_variant_shows_what_differs(manager: Client, prompted: Policy) -> None:
@@ -138,6 +147,46 @@ def test_the_form_offers_a_prompted_policy_as_a_teacher(
     assert config["prompt_parts"]["teacher"]["system_prompt"] == "Be brief."
 
 
+def test_the_api_makes_variants_and_served_policies(
+    manager: Client, starter: Policy, project: Project, settings: Any
+) -> None:
+    settings.MODEL_SERVERS = [ADDRESS]
+    address = reverse("api_policies", args=[project.slug])
+
+    def post(**sent: Any) -> Any:
+        return manager.post(address, sent, content_type="application/json")
+
+    examples = [{"user": "Hi", "assistant": "Hey"}]
+    made = post(parent=starter.pk, system_prompt="Be brief.", examples=examples)
+    assert made.status_code == 201 and len(made.json()["prompt_version"]) == 12
+    assert post(parent=starter.pk, system_prompt="Be brief.", examples=examples).status_code == 400
+    assert post(server=ADDRESS, model_name="m").json()["location"] == ADDRESS
+    refused = post(server="http://169.254.169.254/v1", model_name="m")
+    assert refused.status_code == 400 and "RATCHET_MODEL_SERVERS" in refused.content.decode()
+    assert post(server=ADDRESS, parent=starter.pk).status_code == 400
+    listed = manager.get(address).json()
+    assert [one["parent"] for one in listed] == [None, starter.pk, None]
+
+
+def test_what_leaves_the_house_takes_its_prompt_along(
+    project: Project, starter: Policy, ann: User, tmp_path: Any
+) -> None:
+    run = stage.make_run(project, ann)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"x")
+    Policy.objects.filter(pk=starter.pk).update(location=str(tmp_path / "model"))
+    starter.refresh_from_db()
+    artifact = Artifact.objects.create(
+        run=run, kind="policy", folder=str(tmp_path / "model"), policy=starter, lineage={}
+    )
+    made = prompting.make_prompted(policy=starter, system_prompt="Be brief.", examples=[])
+    assert weights_of(made) == artifact
+    found = exports.export(artifact, policy=made)
+    assert "prompt_parts.json" in found.files and "prompt_parts.json" not in exports.export(artifact).files
+    assert found.name == "starter-prompt-1"
+    assert parts_of(made).version in exports.model_card(artifact, policy=made)
+
+
 @pytest.mark.parametrize("name", ["ann", "zed"])
 def test_nobody_else_prompts_or_adds(
     name: str, client: Client, starter: Policy, project: Project, request: pytest.FixtureRequest
@@ -146,6 +195,7 @@ def test_nobody_else_prompts_or_adds(
     for address in (
         reverse("policy_prompt", args=[starter.pk]),
         reverse("policy_served", args=[project.slug]),
+        reverse("api_policies", args=[project.slug]),
     ):
         assert client.get(address).status_code == 404
         assert client.post(address, {"system_prompt": "x"}).status_code == 404

@@ -26,9 +26,8 @@ from training.rlhf.config import RunConfig
 from training.rlhf.failures import Refused
 from training.rlhf.method_settings import ConfigError
 from training.rlhf.model_files import causal_config
-from training.rlhf.progress import ProgressWriter
 from training.rlhf.prompt_parts import PromptParts, as_read, under, without
-from training.rlhf.run_dir import RunDir, read_jsonl
+from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl
 
 PARTS: dict[str, Any] = {
     "system_prompt": "Be brief.",
@@ -150,6 +149,23 @@ def test_a_teacher_reads_its_own_parts_and_the_recipes_prompt() -> None:
     )
     read = distillation.prefixed(config, PROMPT)
     assert [turn["content"] for turn in read] == ["Be brief.\n\nRhyme.", "Hi", "Hey", "Say hello."]
+
+
+def test_a_prompt_is_distilled_into_weights_that_do_without(make_run: MakeRun) -> None:
+    from training.rlhf import recipe
+
+    run_dir = make_run("distillation", prompt_parts={"teacher": PARTS}, training={"max_steps": 1})
+    write_rows(run_dir.data / "prompts.train.jsonl", [{"prompt": PROMPT}] * 4)
+    config = config_of(run_dir)
+    assert preflight.check(run_dir, config)["ok"]
+    result = recipe.train(run_dir, config, ProgressWriter(run_dir))
+    assert result["lineage"]["prompt_version"] == ""
+    assert not prompt_parts.beside(run_dir.model)
+    long = {"teacher": {"system_prompt": "Be brief. " * 30}}
+    refused = make_run("distillation", prompt_parts=long)
+    write_rows(refused.data / "prompts.train.jsonl", [{"prompt": PROMPT}] * 4)
+    (error,) = preflight.check(refused, config_of(refused))["errors"]
+    assert "4 of 4 prompts leave no room" in error["what"]
 
 
 def sampling_run(folder: Path, policy: Path, **config: Any) -> RunDir:

@@ -147,7 +147,7 @@ def test_so_many_questions_are_under_way_and_no_more(tmp_path: Path, server: Ser
 
 
 def test_a_busy_server_is_asked_again_after_what_it_asks_for(tmp_path: Path, server: Server) -> None:
-    busy = {1: (429, {"Retry-After": "0.3"}, {}), 2: (503, {}, {}), 3: (500, {}, {})}
+    busy: dict[int, Reply] = {1: (429, {"Retry-After": "0.3"}, {}), 2: (503, {}, {}), 3: (500, {}, {})}
     heard: list[float] = []
 
     def reply(body: dict[str, Any], number: int) -> Reply | None:

@@ -11,7 +11,6 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
-
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.rloo_config import RLOOConfig
 
@@ -152,7 +151,7 @@ def test_what_vllm_draws_is_what_is_rewarded(method: str, make_run: MakeRun) -> 
     trainer.use_vllm, trainer._last_loaded_step = True, -1  # as TRL does where vLLM is there
     trainer.vllm_generation = Drawing([*tokenizer("no")["input_ids"], tokenizer.eos_token_id])
     ids = [[1, 3, 8], [1, 3, 9]]
-    extra = (None, {}) if method == "rloo" else (None, {}, 2)
+    extra: Any = (None, {}) if method == "rloo" else (None, {}, 2)
     drawn = trainer._generate_single_turn(ids, *extra)
     assert [(one.text, one.finish, list(one.prompt_ids)) for one in trainer.drawn] == [
         ("no", "eos", ids[0]),

@@ -1,5 +1,6 @@
 """A prompted variant of a policy, and a policy on a server, as a manager writes them down."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from django import forms
@@ -12,7 +13,10 @@ SPARE = 2  # empty rows for examples
 
 
 class PromptForm(forms.Form):
-    """The system prompt and the examples; a row that is left empty is no example."""
+    """The system prompt and the examples; a row that is left empty is no example.
+
+    `given` is what a browser sent that wants more rows, and nothing saved.
+    """
 
     system_prompt = forms.CharField(
         required=False,
@@ -25,12 +29,16 @@ class PromptForm(forms.Form):
         required=False, max_length=120, label="Name of the variant", help_text="Left empty: a number."
     )
 
-    def __init__(self, *args: Any, policy: Policy, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, policy: Policy, given: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         turns = [str(turn["content"]) for turn in policy.examples]
         pairs = list(zip(turns[::2], turns[1::2], strict=False))
-        kwargs["initial"] = {"system_prompt": policy.system_prompt, **_flat(pairs)}
+        initial = {"system_prompt": policy.system_prompt, **_flat(pairs)}
+        kwargs["initial"] = initial if given is None else given
         super().__init__(*args, **kwargs)
-        self.rows = range(1, min(MOST_EXAMPLES, max(len(pairs), self._last_posted()) + SPARE) + 1)
+        filled = max(len(pairs), _last_row(self.data), _last_row(given or {}))
+        self.rows = range(1, min(MOST_EXAMPLES, filled + SPARE) + 1)
         for row in self.rows:
             for part, label in (("user", "Asked"), ("assistant", "Answered")):
                 self.fields[f"example_{row}_{part}"] = forms.CharField(
@@ -39,12 +47,6 @@ class PromptForm(forms.Form):
                     label=label,
                     widget=forms.Textarea(attrs={"rows": 2, "aria-label": f"{label}, example {row}"}),
                 )
-
-    def _last_posted(self) -> int:
-        """The last row that a browser sent something in."""
-        sent = [row for row in range(1, MOST_EXAMPLES + 1)
-                if any(self.data.get(f"example_{row}_{part}") for part in ("user", "assistant"))]  # fmt: skip
-        return max(sent, default=0)
 
     def example_fields(self) -> list[tuple[int, forms.BoundField, forms.BoundField]]:
         return [(row, self[f"example_{row}_user"], self[f"example_{row}_assistant"]) for row in self.rows]
@@ -61,6 +63,13 @@ class PromptForm(forms.Form):
             elif asked:
                 self.examples.append((asked, answered))
         return values
+
+
+def _last_row(sent: Mapping[str, Any]) -> int:
+    """The last row that holds something; 0 for none."""
+    parts = ("user", "assistant")
+    rows = range(MOST_EXAMPLES, 0, -1)
+    return next((row for row in rows if any(sent.get(f"example_{row}_{part}") for part in parts)), 0)
 
 
 def _flat(pairs: list[tuple[str, str]]) -> dict[str, str]:

@@ -23,8 +23,11 @@ def policy_prompt(request: HttpRequest, policy_id: int) -> HttpResponse:
         Policy.objects.filter(project__in=Project.objects.managed_by(request.user)).select_related("project"),
         pk=policy_id,
     )
-    form = PromptForm(request.POST if request.method == "POST" else None, policy=found)
-    if request.method == "POST" and form.is_valid():
+    if "more" in request.POST:
+        form = PromptForm(policy=found, given=request.POST.dict())
+    else:
+        form = PromptForm(request.POST if request.method == "POST" else None, policy=found)
+    if form.is_bound and form.is_valid():
         try:
             made = make_prompted(
                 policy=found,
