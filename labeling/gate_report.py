@@ -48,7 +48,7 @@ def verdict(round: Round, gate: GateReport) -> str:
     if gate.win is None:
         return f"Nobody compared it with {round.old_policy}, so {new} is not promoted."
     if won and current != round.old_policy:
-        return f"People prefer {new} to {round.old_policy}, but {current} has taken over since."
+        return f"People prefer {new} to {round.old_policy}. The current policy is {current}, and stays it."
     if won:
         return f"People prefer {new}. It takes over as soon as a training worker has written the decision."
     return (

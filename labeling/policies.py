@@ -131,7 +131,8 @@ def choose_policy(*, project: Project, location: str) -> Policy:
     """
     location = check_location(location, project=project)
     locked = Project.objects.select_for_update(no_key=True).get(pk=project.pk)
-    policy = Policy.objects.filter(project=locked, location=location).order_by("pk").last()
+    there = Policy.objects.filter(project=locked, location=location).order_by("pk")
+    policy = there.filter(system_prompt="", examples=[]).last() or there.last()
     if policy is None:
         policy = Policy.objects.create(
             project=locked, name=_free_name(locked, location), location=location, state=Policy.State.PROMOTED

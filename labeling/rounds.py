@@ -75,10 +75,16 @@ class Progress:
 
 
 def create_round(
-    *, project: Project, protocol: Protocol, plan: RoundPlan, new_policy: Policy | None = None
+    *,
+    project: Project,
+    protocol: Protocol,
+    plan: RoundPlan,
+    new_policy: Policy | None = None,
+    against: Policy | None = None,
 ) -> Round:
     """Make the project's next round. Raise InvalidPlan or RoundNotReady; nothing is made then.
 
+    The gate compares `new_policy` with `against`, which is the current policy where nobody says otherwise.
     Source "sample": it waits, and `completions_wanted` is sent after the commit. Source "existing": it opens.
     """
     plan = plan.fitted_to(protocol)
@@ -91,7 +97,7 @@ def create_round(
             protocol=protocol,
             overlap=plan.overlap,
             plan=plan.to_json(),
-            old_policy=locked.current_policy,
+            old_policy=against or locked.current_policy,
             new_policy=new_policy,
         )
         if plan.source == "existing":

@@ -220,6 +220,8 @@ STARTER_POLICY = BASE_DIR / "training" / "rlhf" / "starter" / "policy"
 MODEL_DIRS = [
     Path(p).resolve() for p in env_text("RATCHET_MODEL_DIRS", str(VAR_DIR / "models")).split(os.pathsep) if p
 ]
+# Addresses of servers that a manager may choose as a policy: they are sent prompts, and a key.
+MODEL_SERVERS = env_list("RATCHET_MODEL_SERVERS")
 # Modules whose functions a manager may choose as a reward: they are code that the process that trains runs.
 REWARD_MODULES = env_list("RATCHET_REWARD_MODULES")
 # Addresses of servers that a manager may choose as a judge: they are sent completions, and the judge's key.

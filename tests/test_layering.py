@@ -16,8 +16,10 @@ FROM_THE_GPU_SIDE = {
     "training.rlhf.methods",
     "training.rlhf.mixture_settings",
     "training.rlhf.method_settings",
+    "training.rlhf.prompt_parts",
     "training.rlhf.reward_options",
     "training.rlhf.run_dir",
+    "training.rlhf.server_settings",
     "training.rlhf.tuning_settings",
     "training.rlhf.starter",
     "training.rlhf.starter.world",
@@ -30,13 +32,26 @@ STANDARD_LIBRARY_ONLY = [
     "methods",
     "mixture_settings",
     "method_settings",
+    "prompt_parts",
     "reward_options",
     "run_dir",
+    "server_settings",
     "tuning_settings",
     "starter/world",
     "starter/hidden_preference",
 ]
-INTERFACES = {"views", "forms", "consumers", "admin", "management", "api", "api_urls", "urls", "routing"}
+INTERFACES = {
+    "views",
+    "forms",
+    "consumers",
+    "admin",
+    "management",
+    "api",
+    "api_policies",
+    "api_urls",
+    "urls",
+    "routing",
+}
 
 
 def imported_by(path: Path) -> Iterator[str]:

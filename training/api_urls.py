@@ -3,10 +3,11 @@
 from django.urls import path
 from django.urls.resolvers import URLPattern
 
-from training import api
+from training import api, api_policies
 
 urlpatterns: list[URLPattern] = [
     path("projects/<slug:slug>/runs/", api.run_list, name="api_runs"),
+    path("projects/<slug:slug>/policies/", api_policies.policy_list, name="api_policies"),
     path("runs/<int:run_id>/", api.run_detail, name="api_run"),
     path("runs/<int:run_id>/metrics/", api.run_metrics, name="api_run_metrics"),
     path("runs/<int:run_id>/cancel/", api.run_cancel, name="api_run_cancel"),

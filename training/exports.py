@@ -14,8 +14,11 @@ from typing import Any
 from django.utils.text import slugify
 
 from labeling.archives import zipped
+from labeling.models import Policy
 from training.models import Artifact, GateDecision, Run
+from training.prompted import parts_of as parts_of_policy
 from training.results import number_in
+from training.rlhf.prompt_parts import FILE as PARTS_FILE
 
 CARD = "README.md"
 LICENCE = (
@@ -44,16 +47,28 @@ def parts_of(artifact: Artifact) -> list[str]:
     return [part for part, folder in folders.items() if any(folder.glob("*.safetensors"))]
 
 
-def export(artifact: Artifact, part: str = "model") -> Export:
-    """The archive of a part. Raises NothingToExport."""
+def export(artifact: Artifact, part: str = "model", *, policy: Policy | None = None) -> Export:
+    """The archive of a part. Raises NothingToExport.
+
+    `policy` is the one that leaves, where it is a prompted variant of the artifact's: its system prompt and
+    examples go along.
+    """
     if part not in parts_of(artifact):
         raise NothingToExport(f"Run {artifact.run_id} left no {part} on this machine.")
     folder = _folder(artifact, part)
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     files = [str(path.relative_to(folder)) for path in paths if path.name not in NOT_FOR_OTHERS]
-    title = artifact.policy.name if artifact.policy else f"reward model, run {artifact.run_id}"
+    leaving = policy or artifact.policy
+    title = leaving.name if leaving else f"reward model, run {artifact.run_id}"
     name = f"{slugify(title) or f'run-{artifact.run_id}'}{'' if part == 'model' else '-adapter'}"
-    texts = {CARD: model_card(artifact, part), "lineage.json": json.dumps(shared_lineage(artifact), indent=1)}
+    card = model_card(artifact, part, policy=leaving)
+    texts = {CARD: card, "lineage.json": json.dumps(shared_lineage(artifact), indent=1)}
+    if leaving is not None and leaving.is_prompted:
+        parts = parts_of_policy(leaving).to_json()
+        texts[PARTS_FILE] = json.dumps(parts, ensure_ascii=False, indent=1)
+        files = [name for name in files if name != PARTS_FILE]
+    elif leaving is not None:
+        files = [name for name in files if name != PARTS_FILE]  # of a policy that prompts the same weights
     return Export(
         name=name,
         files=[*texts, *files],
@@ -81,10 +96,11 @@ def _folder(artifact: Artifact, part: str) -> Path:
     return model if part == "model" else model.parent / part
 
 
-def model_card(artifact: Artifact, part: str = "model") -> str:
+def model_card(artifact: Artifact, part: str = "model", *, policy: Policy | None = None) -> str:
     """Markdown with the front matter that a hub reads: data, lineage, licence, figures, how to load it."""
     run = artifact.run
-    title = artifact.policy.name if artifact.policy else f"Reward model of run {run.pk}"
+    leaving = policy or artifact.policy
+    title = leaving.name if leaving else f"Reward model of run {run.pk}"
     writes = artifact.kind == Artifact.Kind.POLICY
     front = {
         "library_name": "transformers" if part == "model" else "peft",
@@ -93,12 +109,26 @@ def model_card(artifact: Artifact, part: str = "model") -> str:
     }
     lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in front.items()), "---", ""]
     lines += [f"# {_plain(title)}", "", f"Trained by Ratchet: {run.get_method_display()}, run {run.pk}.", ""]
+    if leaving is not None and leaving.is_prompted:
+        lines += ["## Prompt", "", *_prompt(leaving), ""]
     lines += ["## Data", "", *_data(artifact), ""]
     lines += ["## Where it comes from", "", *_ancestors(artifact), ""]
     lines += ["## Figures", "", *(_figures(artifact) or ["None were measured."]), ""]
     lines += ["## Licence", "", LICENCE, ""]
     lines += ["## How to load it", "", *_loading(artifact, part), ""]
     return "\n".join(lines)
+
+
+def _prompt(policy: Policy) -> list[str]:
+    parts = parts_of_policy(policy)
+    return [
+        f"This policy is the weights and what it reads before every prompt, in `{PARTS_FILE}` (version "
+        f"`{parts.version}`): a system prompt of {len(parts.system_prompt):,} characters and "
+        f"{len(parts.examples) // 2} examples. Without them it is another policy.",
+        "",
+        "`python -m training.rlhf.serve .` puts them before every conversation; elsewhere send them as the "
+        "first messages.",
+    ]
 
 
 def _plain(text: str) -> str:

@@ -90,7 +90,10 @@ def _obstacle(
             "one half: more labels may decide it, or a manager with a reason."
         )
     if project.current_policy_id not in (round.old_policy_id, policy.pk):
-        return f"It won against {round.old_policy}, but {project.current_policy} has taken over since."
+        return (
+            f"It won against {round.old_policy}, but {project.current_policy} is the current policy, and "
+            "stays it."
+        )
     return None
 
 

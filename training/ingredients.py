@@ -43,8 +43,8 @@ def policy_method_for(dataset: PreferenceDataset) -> str:
 
 
 def trained_policies(project: Project) -> QuerySet[Policy]:
-    """Policies that a run can start from: those whose model is known, the newest first."""
-    return project.policies.exclude(location="").order_by("-pk")
+    """Policies that a run can start from: those whose model is here or on a hub, the newest first."""
+    return project.policies.exclude(location="").exclude(location__contains="://").order_by("-pk")
 
 
 def reward_models(project: Project) -> QuerySet[Artifact]:

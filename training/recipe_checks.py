@@ -41,6 +41,17 @@ def check_parts(
         raise RunRefused(f"The policy {policy} belongs to another project.")
     if not policy.location:
         raise RunRefused(f"The policy {policy} has no model: only its completions are known.")
+    if policy.is_served:
+        raise RunRefused(
+            f"The policy {policy} is behind {policy.location}: its weights are not here, so it cannot "
+            "be trained. Start from a policy whose model is here; once people have judged what the server "
+            "wrote, SFT and DPO can learn from it."
+        )
+    if policy.is_prompted and method == Run.Method.PRETRAINING:
+        raise RunRefused(
+            f"The policy {policy} has a system prompt or examples, which have no place before a text: start "
+            "from the policy without them."
+        )
     if reward_model is None:
         return
     if reward_model.kind != Artifact.Kind.REWARD_MODEL or reward_model.run.project_id != project.pk:

@@ -17,9 +17,13 @@ from labeling.models import Policy, Protocol, Round, Task
 from training import ensembles, next_round
 from training.leases import Lease
 from training.models import Artifact, Run
+from training.prompted import kept_by_candidate
+from training.rlhf.prompt_parts import PromptParts
 from training.rlhf.run_dir import RunDir, SampledCompletion, SampleRequest, read_jsonl
 from training.run_folders import SamplingTask
 from training.runs import policy_of
+
+SERVED = ("server", "model", "reported_model", "fingerprint")  # of a completion that a server wrote
 
 
 class ResultsRefused(Exception):
@@ -75,6 +79,7 @@ def _add_candidate(run: Run, run_dir: RunDir) -> Policy:
         state=Policy.State.CANDIDATE,
         location=str(run_dir.model.resolve()),
         parent=run.policy,
+        **kept_by_candidate(run.config),
     )
     _add_artifact(run, run_dir, Artifact.Kind.POLICY, policy)
     return policy
@@ -161,8 +166,23 @@ def _completion(run: Run, task: SamplingTask, line: SampledCompletion) -> prompt
             "run": run.pk,
             "finish": line["finish"],
             "tokens": line["tokens"],
+            **_prompted(run, line["policy"]),
+            **_served(line),
         },
     )
+
+
+def _prompted(run: Run, name: str) -> dict[str, Any]:
+    parts = run.config.get("prompt_parts", {}).get(name)
+    return {"prompt_version": PromptParts.from_json(parts).version} if parts else {}
+
+
+def _served(line: SampledCompletion) -> dict[str, Any]:
+    """Which server wrote it, and what it says that it is."""
+    said = line.get("served")
+    if not isinstance(said, dict):
+        return {}
+    return {name: storable(str(said.get(name, ""))) for name in SERVED}
 
 
 def storable(text: str) -> str:

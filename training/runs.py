@@ -17,11 +17,14 @@ from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Now
 
 from labeling import rounds
+from labeling.model_servers import check_server
 from labeling.models import Policy, PreferenceDataset, Project, Round
+from labeling.policies import PolicyRefused
 from training import mixtures
 from training.mixtures import Mixed
 from training.models import Artifact, Run, Worker
 from training.policies import comes_from_starter
+from training.prompted import parts_in_training, parts_of
 from training.recipe_checks import UNFIT as UNFIT
 from training.recipe_checks import RunRefused as RunRefused
 from training.recipe_checks import check_parts, check_rewards, check_teacher, checked_recipe
@@ -61,6 +64,8 @@ def create_run(
     }
     if METHODS.get(method) and METHODS[method].is_online and comes_from_starter(policy):
         chosen["rewards"] = watched(chosen.get("rewards") or [])
+    if parts := parts_in_training(method, policy, chosen):
+        chosen["prompt_parts"] = parts
     recipe = checked_recipe(chosen)
     check_teacher(project, recipe)
     check_rewards(project, recipe)
@@ -125,10 +130,18 @@ def _sampling_config(round: Round) -> dict[str, Any]:
     unable = [str(policy) for policy in policies if not policy.location]
     if unable:
         raise RunRefused(f"No model is known for {', '.join(unable)}: completions cannot be sampled.")
+    servers = [policy for policy in policies if policy.is_served]
+    try:
+        for policy in servers:
+            check_server(policy.location)
+    except PolicyRefused as refusal:
+        raise RunRefused(f"{policy} cannot be asked: {refusal}") from refusal
     chosen = {
         "method": Run.Method.SAMPLE,
         "seed": plan.seed,
         "policies": {sampling_name(policy): policy.location for policy in policies},
+        "prompt_parts": {sampling_name(p): parts_of(p).to_json() for p in policies if p.is_prompted},
+        "servers": {sampling_name(policy): {"model": policy.model_name} for policy in servers},
         "sampling": {"temperature": float(plan.temperature), "max_new_tokens": plan.max_new_tokens},
     }
     return checked_recipe(merged(default_settings(method=Run.Method.SAMPLE, policy=policies[0]), chosen))

@@ -25,7 +25,7 @@ OF_KIND = {
     Protocol.Kind.RATING: ("criteria", "low", "high"),
 }
 ALLOWANCES = {Protocol.Kind.COMPARISON: ("tie", "both_bad"), Protocol.Kind.RANKING: ("ties", "partial")}
-PLAN = ("source", "new_policy", "train_prompts", "test_prompts", "gate_prompts", "overlap")
+PLAN = ("source", "new_policy", "against", "train_prompts", "test_prompts", "gate_prompts", "overlap")
 FOLDED = ("test_overlap", "temperature", "max_new_tokens", "seed")
 
 
@@ -77,6 +77,11 @@ class RoundForm(forms.Form):
         label="New policy",
         help_text="Writes the completions, and meets the current policy in the tasks of the gate.",
     )
+    against: forms.ModelChoiceField = forms.ModelChoiceField(
+        queryset=None,
+        required=False,
+        help_text="The other side of the gate. Against any but the current policy nothing takes over.",
+    )
     train_prompts = _prompts("Prompts to train on", "Their labels may train a model.")
     test_prompts = _prompts("Held-out prompts", "Their labels measure the reward model and never train.")
     gate_prompts = _prompts(
@@ -117,6 +122,12 @@ class RoundForm(forms.Form):
             del self.fields["gate_prompts"]  # ratings make no pairs; one policy has no rival
         if not choice.queryset.exists():
             del self.fields["new_policy"]
+        rival = self.fields["against"]
+        assert isinstance(rival, forms.ModelChoiceField)
+        rival.queryset = choice.queryset
+        rival.empty_label = f"The current policy, {current}" if current else "The current policy"
+        if "gate_prompts" not in self.fields or choice.queryset.count() < 2:
+            del self.fields["against"]
 
     @property
     def asked(self) -> Sequence[BoundField]:
@@ -164,6 +175,8 @@ class RoundForm(forms.Form):
         counts = [cleaned.get(name) for name in ("train_prompts", "test_prompts", "gate_prompts")]
         if not self.errors and not any(counts):
             self.add_error("train_prompts", "A round needs at least one prompt.")
+        if cleaned.get("against") and cleaned.get("against") == cleaned.get("new_policy"):
+            self.add_error("against", "A policy is not compared with itself.")
         current = self.project.current_policy
         writer = cleaned.get("new_policy") or current
         if cleaned.get("source") == "sample" and (writer is None or not writer.location):

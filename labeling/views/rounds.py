@@ -74,6 +74,7 @@ def _made(form: RoundForm) -> Round:
         protocol=protocol,
         plan=form.plan,
         new_policy=form.cleaned_data.get("new_policy"),
+        against=form.cleaned_data.get("against") if form.cleaned_data.get("new_policy") else None,
     )
 
 

@@ -139,7 +139,7 @@ def test_a_win_over_a_policy_that_is_no_longer_current_does_not_take_over(
     decision = gate.evaluate_gate(round)
     project.refresh_from_db()
     assert decision is not None and not decision.promoted
-    assert "third has taken over" in decision.reason
+    assert "third is the current policy" in decision.reason
     assert project.current_policy == third
 
 

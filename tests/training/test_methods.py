@@ -138,7 +138,7 @@ def test_the_form_of_every_method_makes_its_run(
     assert answer.headers["Location"] == run.get_absolute_url()
     assert (run.method, run.state, run.config["seed"]) == (method, State.CHECKING, 7)
     assert run.config["training"]["learning_rate"] == 0.002
-    own = {name for name in SECTIONS if name in run.config} - {"training", "tuning", "sampling"}
+    own = {name for name in SECTIONS if name in run.config} - {"training", "tuning", "sampling", "vllm"}
     assert own == ({METHODS[method].section} - {""})
     rewards = [(r["kind"], r["location"]) for r in run.config["rewards"]]
     assert rewards == ([("model", model.folder)] if METHODS[method].is_online else [])

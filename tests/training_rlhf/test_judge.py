@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch")
 pytestmark = pytest.mark.training
 
-from training.rlhf import progress  # noqa: E402
+from training.rlhf import chat_server, progress  # noqa: E402
 from training.rlhf.failures import Refused  # noqa: E402
 from training.rlhf.method_settings import RewardFunction  # noqa: E402
 from training.rlhf.reward_kinds import judge, judge_voices  # noqa: E402
@@ -69,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv(judge_voices.KEY, raising=False)
-    monkeypatch.setattr(judge_voices, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(chat_server, "FIRST_WAIT", 0.01)
     running = Server()
     thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
     thread.start()

@@ -177,7 +177,8 @@ def test_no_text_holds_a_nul(policy: tuple[Any, Any]) -> None:
     _, tokenizer = policy
     ids = tokenizer("a\0b", add_special_tokens=False)["input_ids"]
     assert (
-        sampling._sampled(tokenizer, [], ids, [tokenizer.eos_token_id]).text == "a\N{REPLACEMENT CHARACTER}b"
+        sampling.as_sampled(tokenizer, [], ids, [tokenizer.eos_token_id]).text
+        == "a\N{REPLACEMENT CHARACTER}b"
     )
 
 

@@ -22,7 +22,8 @@ from tests.training_rlhf.conftest import ROOT
 from training.rlhf import loading, rendering, sampling, serve
 from training.rlhf.config import Sampling
 from training.rlhf.failures import Refused
-from training.rlhf.server.serving import Server
+from training.rlhf.prompt_parts import FILE, PromptParts, as_read
+from training.rlhf.server.serving import BadRequest, Server
 
 HELLO = [{"role": "user", "content": "Say hello."}]
 CHAT = "/v1/chat/completions"
@@ -206,3 +207,32 @@ def test_the_command_serves_a_folder(tiny_policy: Path) -> None:
     finally:
         child.terminate()
         child.wait(20)
+
+
+PARTS = PromptParts(
+    system_prompt="Be brief.",
+    examples=({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hey"}),
+)
+
+
+def test_a_policys_parts_stand_before_every_conversation(server: Server) -> None:
+    prompted = Server(server.model, server.tokenizer, name="brief", parts=PARTS)
+    body = {"messages": HELLO}
+    read = prompted._read(body, is_chat=True).wish.prompt_ids
+    assert read == rendering.prompt_ids(server.tokenizer, as_read(PARTS, HELLO))
+    assert PARTS.version in prompted.fingerprint and PARTS.version not in server.fingerprint
+    with pytest.raises(BadRequest, match="chat/completions"):
+        prompted._read({"prompt": "Once"}, is_chat=False)
+
+
+def test_parts_are_read_beside_the_weights_and_never_given_to_vllm(tmp_path: Path) -> None:
+    assert not serve.read_parts(str(tmp_path), None)
+    (tmp_path / FILE).write_text(json.dumps(PARTS.to_json()))
+    found = serve.read_parts(str(tmp_path), None)
+    assert found == PARTS == serve.read_parts("org/model", tmp_path / FILE)
+    assert serve.chosen_engine("auto", parts=found) == "embedded"
+    with pytest.raises(Refused, match="leave out the system prompt"):
+        serve.chosen_engine("vllm", parts=found)
+    (tmp_path / FILE).write_text("{}x")
+    with pytest.raises(Refused, match="cannot be read"):
+        serve.read_parts(str(tmp_path), None)

@@ -113,7 +113,8 @@ def named(models: list[Artifact]) -> list[tuple[str, str]]:
 
 def judges(project: Project) -> list[tuple[str, str]]:
     servers = [(address, address) for address in settings.JUDGES]
-    policies = [(policy.location, str(policy)) for policy in trained_policies(project)]
+    # A judge is asked as a model, without what stands before a policy's prompts.
+    policies = [(one.location, str(one)) for one in trained_policies(project) if not one.is_prompted]
     return [("", "No judge"), *servers, *policies]
 
 

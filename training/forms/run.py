@@ -7,9 +7,10 @@ from django import forms
 from django.db.models import QuerySet
 
 from labeling.models import Policy, PreferenceDataset, Project
-from training.forms import combined, evaluators, mixture, rewards, setting_fields
+from training.forms import combined, evaluators, mixture, rewards, setting_fields, teachers
 from training.ingredients import datasets_to_learn_from, reward_models, trained_policies
 from training.models import Artifact, Run
+from training.prompted import parts_in_training
 from training.recipes import default_settings
 from training.rlhf.config import ConfigError, RunConfig, upgraded
 from training.rlhf.methods import METHODS
@@ -18,7 +19,12 @@ from training.rlhf.reward_options import MOST_MODELS
 # As a refusal names settings, one or two: "ppo.epochs is 0: from 1 to 64", "'training.max_steps': at most 9".
 SETTING = re.compile(r"'?\b(?:[a-z_]+\.)?[a-z_]+'?")
 NAMED = re.compile(r"'?([a-z_]+(?:\.[a-z_]+)?)'?(?: and '?([a-z_]+(?:\.[a-z_]+)?)'?)?(?: is|:)")
-GROUPS = {"training": "Optimisation", "tuning": "What is trained", "sampling": "Completions"}
+GROUPS = {
+    "training": "Optimisation",
+    "tuning": "What is trained",
+    "sampling": "Completions",
+    "vllm": "Drawing by vLLM",
+}
 
 
 class RewardModelChoice(forms.ModelChoiceField):
@@ -56,7 +62,7 @@ class RunForm(forms.Form):
         self.method = method
         self.learns = METHODS[method]
         self.settings_read = setting_fields.settings_of(method)
-        policies = trained_policies(project)
+        policies = self.policies = trained_policies(project)
         policy = project.current_policy if project.current_policy in policies else policies.first()
         chosen: dict[str, Any] = kwargs.pop("initial", None) or {}
         policy = policies.filter(pk=chosen.get("policy", 0)).first() or policy
@@ -69,13 +75,15 @@ class RunForm(forms.Form):
             filled_in = settings_of(like) | rewards.filled_in(like.config.get("rewards") or [], self.models)
             filled_in |= mixture.filled_in(like)
             filled_in |= evaluators.filled_in(like.config.get("evaluators") or [], self.models)
+            if self.learns.needs_teacher:
+                filled_in["teacher"] = teachers.chosen_in(upgraded(like.config), policies)
         kwargs["initial"] = {**filled_in, **chosen}
         self.mixable = mixture.offered(project, method, like if like and like.method == method else None)
         super().__init__(*args, **kwargs)
         for setting in self.settings_read:
             self.fields[setting.field] = setting_fields.field_of(setting, draws=self.learns.draws)
         if self.learns.needs_teacher:
-            self.fields["teacher"] = _teacher_field(self.fields["teacher"], policies)
+            self.fields["teacher"] = teachers.teacher_field(self.fields["teacher"], policies)
         self._choose_from("dataset", datasets_to_learn_from(project, method))
         self._choose_from("policy", policies)
         models = reward_models(project)
@@ -260,6 +268,10 @@ class RunForm(forms.Form):
 
     def _config(self, values: dict[str, Any]) -> dict[str, Any]:
         recipe = {"seed": values["seed"], **setting_fields.recipe_of(self.method, values)}
+        if self.learns.needs_teacher:
+            recipe = teachers.in_recipe(recipe, self.policies)
+        if parts := parts_in_training(self.method, values["policy"], recipe):
+            recipe["prompt_parts"] = parts
         if self.compared_by:
             recipe["evaluators"] = self.compared_by
         return {**recipe, "rewards": self.found.rewards} if self.found.rewards else recipe
@@ -303,17 +315,6 @@ class RunForm(forms.Form):
                 content, weight = self.found.fields[name]
                 return weight if why.startswith(f"rewards.{name}.weight") else content
         return next((content for content, _ in self.found.fields.values()), rewards.first_field(self.models))
-
-
-def _teacher_field(plain: forms.Field, policies: QuerySet[Policy]) -> forms.ChoiceField:
-    """Policies of the project by their models; the value is a location, as the recipe has it."""
-    models = {policy.location: str(policy) for policy in reversed(policies)}
-    return forms.ChoiceField(
-        required=False,
-        label=plain.label,
-        help_text=plain.help_text,
-        choices=[("", "The policy itself, under the system prompt"), *reversed(models.items())],
-    )
 
 
 def settings_of(run: Run) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from django import forms
 
 from training.forms.setting_words import CHOICES, OF_KINDS, words_of
-from training.rlhf.config import RunConfig
+from training.rlhf.config import DRAWS_BY_VLLM, RunConfig
 from training.rlhf.methods import METHODS
 
 # Sections of a recipe, each a dataclass of settings.
@@ -50,13 +50,14 @@ def sections_of(method: str) -> tuple[str, ...]:
     if METHODS[method].makes == "figures":
         return (own,)  # it trains nothing
     writes = METHODS[method].makes == "policy"
-    return tuple(name for name in ("training", own, "tuning", "sampling" if writes else "") if name)
+    drawing = "vllm" if method in DRAWS_BY_VLLM else ""
+    return tuple(name for name in ("training", own, "tuning", "sampling" if writes else "", drawing) if name)
 
 
 def settings_of(method: str) -> list[Setting]:
     """Every setting that the method reads; a name that is taken gets its section before it."""
     found: dict[str, Setting] = {}
-    for section in ("training", "tuning", METHODS[method].section, "sampling"):
+    for section in ("training", "tuning", METHODS[method].section, "sampling", "vllm"):
         if section in sections_of(method):
             for item in dataclasses.fields(SECTIONS[section]):
                 field = f"{section}_{item.name}" if item.name in found else item.name

@@ -110,6 +110,24 @@ WORDS: dict[str, tuple[str, str]] = {
         "Divergence",
         "0: say all that the teacher would; 1: say only what it finds likely.",
     ),
+    "vllm.use_vllm": (
+        "Draw by vLLM",
+        "Needs a GPU, and vLLM where the worker runs; else the built-in sampler.",
+    ),
+    "vllm.mode": ("Where vLLM runs", ""),
+    "vllm.server_base_url": (
+        "Address of vLLM's server",
+        "Such as http://127.0.0.1:8000; else host and port.",
+    ),
+    "vllm.server_host": ("Host of vLLM's server", ""),
+    "vllm.server_port": ("Port of vLLM's server", ""),
+    "vllm.server_timeout": ("Seconds until it has to answer", "While it loads its model."),
+    "vllm.group_port": ("Port for weights", "Over which the server is sent what was learnt."),
+    "vllm.gpu_memory_utilization": ("vLLM's share of the GPU's memory", "Where it runs in the same process."),
+    "vllm.max_model_length": ("Longest text in vLLM", "Tokens; 0: as the model says."),
+    "vllm.tensor_parallel_size": ("GPUs for one copy in vLLM", ""),
+    "vllm.enable_sleep_mode": ("vLLM leaves the GPU while the policy learns", ""),
+    "vllm.model_impl": ("Model code in vLLM", ""),
 }
 # Where a method draws its own completions, some of these mean more.
 WORDS_DRAWING: dict[str, tuple[str, str]] = {
@@ -140,6 +158,8 @@ CHOICES: dict[str, dict[str, str]] = {
     "reward_learning.ranking_loss": {"pairs": "Pair by pair", "plackett_luce": "Plackett-Luce"},
     "reward_learning.rating_loss": {"ordinal": "Ordinal", "regression": "Regression"},
     "dpo.loss": {"sigmoid": "Sigmoid", "ipo": "IPO", "hinge": "Hinge", "robust": "Robust to wrong labels"},
+    "vllm.mode": {"colocate": "In the process that trains", "server": "A server beside it"},
+    "vllm.model_impl": {"vllm": "vLLM's own", "transformers": "That of transformers"},
     "grpo.loss": {"grpo": "GRPO", "dapo": "DAPO", "dr_grpo": "Dr. GRPO", "bnpo": "BNPO"},
 }
 # Kinds of tuning that a setting belongs to; the page hides it under the others.

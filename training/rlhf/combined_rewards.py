@@ -1,6 +1,7 @@
 """Several reward models as one part of a run's reward: an ensemble, or helpfulness gated by safety.
 
-Each model reads a completion as it would alone (`reward_models`); here their scores become one number, and what is worth keeping of each beside it. The arithmetic is training.rlhf.reward_kinds.ensemble's.
+Each model reads a completion as it would alone (`reward_models`); here their scores become one number, and
+what is worth keeping of each beside it. The arithmetic is training.rlhf.reward_kinds.ensemble's.
 """
 
 import re

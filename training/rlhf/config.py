@@ -25,7 +25,9 @@ from training.rlhf.method_settings import (
 from training.rlhf.method_settings import check as _check
 from training.rlhf.methods import METHODS
 from training.rlhf.mixture_settings import MixedDataset, check_mixture
+from training.rlhf.prompt_parts import NONE, PromptParts
 from training.rlhf.reward_options import check_rewards
+from training.rlhf.server_settings import ServedPolicy, Vllm, address_problem, is_address
 from training.rlhf.tuning_settings import Tuning
 
 __all__ = ["FORMAT", "HUB_ID", "ConfigError", "RunConfig", "Sampling", "Training", "Tuning", "upgraded"]
@@ -100,6 +102,10 @@ class RunConfig:
         Online methods learn from `rewards`.
     judge_audit: ask the judge among `rewards` about the comparisons of `data/`, beside what people said.
     sample: write `completions.jsonl` for `data/requests.jsonl` with `policies` {name in requests: location}.
+
+    `prompt_parts` stand before every prompt: of a sampling run's policies, by name; of `model`, by "model",
+    where a run trains under them; of a distillation's teacher, by "teacher". `servers` say how a policy of a
+    sampling run whose location is an address is asked, by name.
     """
 
     method: str
@@ -107,6 +113,8 @@ class RunConfig:
     model: str = ""
     reward_model: str = ""
     policies: dict[str, str] = field(default_factory=dict)
+    prompt_parts: dict[str, PromptParts] = field(default_factory=dict)
+    servers: dict[str, ServedPolicy] = field(default_factory=dict)
     rewards: tuple[RewardFunction, ...] = ()
     mixture: tuple[MixedDataset, ...] = ()  # further datasets, in data/mixture/NAME/
     evaluators: tuple[RewardFunction, ...] = ()
@@ -122,23 +130,32 @@ class RunConfig:
     rejection_sampling: RejectionSampling = field(default_factory=RejectionSampling)
     distillation: Distillation = field(default_factory=Distillation)
     judge_audit: JudgeAudit = field(default_factory=JudgeAudit)
+    vllm: Vllm = field(default_factory=Vllm)
     format: int = FORMAT
 
     def __post_init__(self) -> None:
         _check(self.format == FORMAT, f"format is {self.format}: this version reads {FORMAT}")
         _check(self.method in METHODS, f"method is {self.method!r}: one of {', '.join(METHODS)}")
         _check(0 <= self.seed < 2**32, f"seed is {self.seed}: from 0 to 2**32 - 1")
+        self._check_prompt_parts()
         if self.method == "sample":
             _check(bool(self.policies), "policies: a sampling run needs at least one")
             for name, location in self.policies.items():
                 _check(isinstance(location, str), f"policies.{name} is {location!r}: a folder or hub id")
+                problem = address_problem(location) if is_address(location) else ""
+                _check(not problem, f"policies.{name} is {location!r}: {problem}")
+            for name in self.servers:
+                is_asked = is_address(self.policies.get(name, ""))
+                _check(is_asked, f"servers.{name}: no policy of this name has an address")
             return
         _check(
             bool(self.model) or self.method == "judge_audit", "model: name the folder or hub id to start from"
         )
         check_mixture(self.mixture)
+        _check(not is_address(self.model), f"model is {self.model!r}: what a server keeps cannot be trained")
+        _check(not self.servers, "servers: only a sampling run asks them")
         if METHODS[self.method].needs_teacher:
-            taught = self.distillation.teacher or self.distillation.system_prompt
+            taught = self.distillation.teacher or self.distillation.system_prompt or self.parts_of("teacher")
             _check(bool(taught), "distillation.teacher and system_prompt: at least one of them")
         compatibility.check(
             self.method, self.tuning.kind, gradient_checkpointing=self.training.gradient_checkpointing
@@ -155,10 +172,26 @@ class RunConfig:
             _check(one.kind in EVALUATOR_KINDS, f"evaluators.{one.name}: {one.kind} prefers nothing")
         if self.method in ("rloo", "grpo"):
             self._check_groups()
+        if self.method in DRAWS_BY_VLLM and self.vllm.use_vllm:
+            sent = ", ".join(SENT_TO_VLLM)
+            _check(
+                self.tuning.kind in SENT_TO_VLLM,
+                f"tuning.kind is {self.tuning.kind!r}: vLLM is sent whole weights, so one of {sent}",
+            )
         if self.method == "ppo":
             own = self.sampling.top_p == 1 and self.sampling.temperature > 0
             _check(own, "sampling.top_p and temperature: PPO learns from the policy's own distribution, "
                    "so 1 and above 0")  # fmt: skip
+
+    def parts_of(self, name: str = "model") -> PromptParts:
+        """What stands before the prompts of a policy of this run; nothing for most."""
+        return self.prompt_parts.get(name, NONE)
+
+    def _check_prompt_parts(self) -> None:
+        allowed = set(self.policies) if self.method == "sample" else PARTS_READ.get(self.method, {"model"})
+        for name in self.prompt_parts:
+            _check(name in allowed, f"prompt_parts.{name}: {self.method} has no policy of this name that "
+                   "reads them")  # fmt: skip
 
     def _check_groups(self) -> None:
         """All completions of a prompt are in one step, where they are compared with each other."""
@@ -178,7 +211,11 @@ class RunConfig:
         """What config.json holds: of the methods' own sections, only that of this method."""
         kept = METHODS[self.method].section
         whole = dataclasses.asdict(self)
-        return {name: value for name, value in whole.items() if name == kept or name not in _OWN_SECTIONS}
+        left_out = set(_OWN_SECTIONS) - {kept}
+        left_out |= {name for name in ("prompt_parts", "servers") if not whole[name]}
+        if self.method not in DRAWS_BY_VLLM:
+            left_out.add("vllm")
+        return {name: value for name, value in whole.items() if name not in left_out}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "RunConfig":
@@ -188,6 +225,14 @@ class RunConfig:
         for name, kind in _SECTIONS.items():
             if name in values:
                 values[name] = _section(kind, values[name], name)
+        if "prompt_parts" in values:
+            given = values["prompt_parts"]
+            _check(isinstance(given, dict), "prompt_parts: expected an object")
+            values["prompt_parts"] = {name: PromptParts.from_json(one) for name, one in given.items()}
+        if "servers" in values:
+            given = values["servers"]
+            _check(isinstance(given, dict), "servers: expected an object")
+            values["servers"] = {n: _section(ServedPolicy, one, f"servers.{n}") for n, one in given.items()}
         for name, kind in _LISTS.items():
             if name in values:
                 listed = values[name]
@@ -209,6 +254,11 @@ _SECTIONS: dict[str, Any] = {
 }
 _LISTS: dict[str, Any] = {"rewards": RewardFunction, "evaluators": RewardFunction, "mixture": MixedDataset}
 _OWN_SECTIONS = {method.section for method in METHODS.values() if method.section}
+# Methods that may draw by vLLM (the section `vllm`): TRL's own trainers.
+DRAWS_BY_VLLM = ("rloo", "grpo")
+SENT_TO_VLLM = ("full", "head", "freeze", "lora", "dora", "ia3")  # kinds that are, or merge into, weights
+# Which policies' parts a training method reads, where that is not those of the policy it starts from.
+PARTS_READ: dict[str, set[str]] = {"distillation": {"teacher"}, "pretraining": set(), "reward_model": set()}
 # Settings that lay in `training` while there were two methods, and where they went.
 _MOVED: dict[str, dict[str, tuple[str, ...]]] = {
     "dpo": {"dpo": ("beta", "sft_weight", "use_margin")},

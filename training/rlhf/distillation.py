@@ -23,7 +23,9 @@ from training.rlhf.config import RunConfig
 from training.rlhf.failures import Refused
 from training.rlhf.fitting import Checkpointed, settings
 from training.rlhf.losses.divergence import generalised_jsd
+from training.rlhf.model_files import causal_config, positions
 from training.rlhf.progress import raise_if_stopped
+from training.rlhf.prompt_parts import PromptParts, as_read
 from training.rlhf.rows.door import Message
 from training.rlhf.rows.single_rows import PromptRow
 from training.rlhf.run_dir import RunDir, RunError, read_jsonl
@@ -53,13 +55,30 @@ def _teacher(config: RunConfig) -> str:
 
 
 def prefixed(config: RunConfig, prompt: Sequence[Message]) -> list[Message]:
-    """The prompt as the teacher reads it; a system prompt of its own follows the teacher's."""
-    said = config.distillation.system_prompt
-    if not said:
-        return list(prompt)
-    if prompt and prompt[0]["role"] == "system":
-        return [{"role": "system", "content": f"{said}\n\n{prompt[0]['content']}"}, *prompt[1:]]
-    return [{"role": "system", "content": said}, *prompt]
+    """The prompt as the teacher reads it: what it has as a policy, then the recipe's system prompt.
+
+    A system prompt of the prompt's own follows them.
+    """
+    said = PromptParts(system_prompt=config.distillation.system_prompt)
+    return as_read(config.parts_of("teacher"), as_read(said, prompt))
+
+
+def errors(train: list[PromptRow], *, config: RunConfig, where: str) -> list[RunError]:
+    """Prompts that with the teacher's parts leave no room for a completion, before anything is drawn."""
+    location = _teacher(config)
+    tokenizer = loading.load_tokenizer(location)
+    room = positions(causal_config(location)) - config.sampling.max_new_tokens
+    long = sum(len(rendering.prompt_ids(tokenizer, prefixed(config, row.prompt))) > room for row in train)
+    if not long:
+        return []
+    return [
+        RunError(
+            what=f"With what the teacher reads before them {long} of {len(train)} prompts leave no room for "
+            f"a completion of {config.sampling.max_new_tokens} tokens.",
+            where=where,
+            do="Shorten the teacher's system prompt or examples, or lower the longest completion.",
+        )
+    ]
 
 
 @dataclass

@@ -183,8 +183,9 @@ def evaluate_policy(run_dir: RunDir, config: RunConfig, progress: ProgressWriter
         found[f"eos_rate_{name}"] = _mean([one.finish == "eos" for one in samples])
         found[f"distinct_2_{name}"] = distinct_ngrams([one.ids for one in samples], 2)
         found |= {f"{figure}_{name}": value for figure, value in drawn.nats[name].items()}
-    found |= _by_reward_model(config, prompts, drawn.samples, progress)
-    said = evaluators.ask(config, prompts, drawn.samples, progress)
+    people_saw = [prompt.asked for prompt in asked]
+    found |= _by_reward_model(config, people_saw, drawn.samples, progress)
+    said = evaluators.ask(config, people_saw, drawn.samples, progress)
     found["evaluators"] = said.figures
     sampling.write_completions(
         run_dir,

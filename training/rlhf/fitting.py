@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from training.rlhf import checkpoints, criteria, finite, lineage, loading, rehearsal
+from training.rlhf import checkpoints, criteria, finite, lineage, loading, prompt_parts, rehearsal
 from training.rlhf.alarms import Alarms
 from training.rlhf.config import RunConfig, Training
 from training.rlhf.failures import Diverged, Refused
@@ -323,6 +323,8 @@ def save_model(
     round_by_chance(model, dtype, seed=config.seed)
     model.to(dtype).save_pretrained(draft)
     tokenizer.save_pretrained(draft)
+    if parts := config.parts_of():  # it was trained under them, and writes under them
+        write_json(draft / prompt_parts.FILE, parts.to_json())
     write_json(draft / "lineage.json", lineage.of(run_dir, config, tokenizer, packages=_packages()))
     os.replace(draft, run_dir.model)
 

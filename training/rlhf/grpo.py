@@ -20,8 +20,12 @@ from training.rlhf.run_dir import RunDir
 
 class GroupTrainer(OnlineTrainer, GRPOTrainer):
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
-        """Without the sampler's log-probabilities: the model that drew is the one that learns."""
-        return super()._generate_single_turn(prompt_ids, *args, **kwargs), None
+        """Our sampler gives no log-probabilities: the model that drew is the one that learns.
+
+        vLLM's are its own numbers, by which TRL weights what it drew (importance sampling).
+        """
+        found = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        return found if isinstance(found, tuple) else (found, None)
 
 
 def make_trainer(

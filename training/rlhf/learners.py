@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.rlhf import mixture, rewards
+from training.rlhf import mixture, prompt_parts, rewards, vllm_drawing
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Row, Split
 from training.rlhf.methods import METHODS
@@ -49,12 +49,14 @@ def tables(run_dir: RunDir, config: RunConfig, split: Split) -> dict[str, list[A
 
 
 def tables_of_one(run_dir: RunDir, config: RunConfig, split: Split) -> dict[str, list[Any]]:
-    """Rows by table of one dataset; a method that says nothing of it reads prompts."""
+    """Rows by table of one dataset, as the policy reads them; a method that names no table reads prompts."""
     read = getattr(_module(config.method), "tables", None)
-    if read is None:
-        return {"prompts": read_prompts(run_dir.data / f"prompts.{split}.jsonl")}
-    found: dict[str, list[Any]] = read(run_dir, config, split)
-    return found
+    found: dict[str, list[Any]] = (
+        {"prompts": read_prompts(run_dir.data / f"prompts.{split}.jsonl")}
+        if read is None
+        else read(run_dir, config, split)
+    )
+    return {table: prompt_parts.under(config.parts_of(), rows) for table, rows in found.items()}
 
 
 def train_by_itself(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[str, Any] | None:
@@ -82,6 +84,7 @@ def setting_errors(
     if METHODS[config.method].is_online or config.evaluators:
         of_rewards = rewards.problems(config)
         errors, warnings = [*errors, *of_rewards[0]], [*warnings, *of_rewards[1]]
+        errors += vllm_drawing.problems(config)
     cautions = getattr(module, "cautions", None)
     said = [] if cautions is None else cautions(run_dir, config)
     return errors, [*warnings, *said, *mixture.cautions(tables_of_one, run_dir, config)]

@@ -22,6 +22,7 @@ def of(
         "method": config.method,
         "parent": config.model,
         "reward_model": config.reward_model,
+        "prompt_version": config.parts_of().version,  # trained under these parts, and writes under them
         "seed": config.seed,
         "config": config.to_json(),
         "dataset": _manifest(run_dir.data),

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from training.rlhf import checkpoints, online_rehearsal, sampling
+from training.rlhf import checkpoints, online_rehearsal, sampling, vllm_drawing
 from training.rlhf.config import RunConfig
 from training.rlhf.config import Sampling as SamplingSettings
 from training.rlhf.failures import Refused
@@ -132,8 +132,17 @@ class OnlineTrainer(Checkpointed):
         return rows, None, {}
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
-        """The tokens of a completion for each prompt."""
+        """The tokens of a completion for each prompt; for GRPO vLLM gives more than those."""
         trl: Any = self
+        if trl.use_vllm:
+            found = super()._generate_single_turn(prompt_ids, *args, **kwargs)  # type: ignore[misc]
+            texts = found[0] if isinstance(found, tuple) else found
+            tokenizer = trl.processing_class
+            self.drawn = [
+                sampling.as_sampled(tokenizer, list(prompt), list(ids), trl.eos_token_ids)
+                for prompt, ids in zip(prompt_ids, texts, strict=True)
+            ]
+            return found
         training = trl.model.training
         trl.model.eval()
         try:
@@ -252,6 +261,7 @@ def shared_arguments(own: Rloo | Grpo, config: RunConfig, run_dir: RunDir) -> di
         "num_iterations": own.iterations,
         "disable_dropout": True,
         "remove_unused_columns": False,
+        **vllm_drawing.arguments(config.vllm),
     }
 
 

@@ -12,7 +12,17 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from training.rlhf import disk, failures, judge_audit, learners, loading, rendering, sampling
+from training.rlhf import (
+    disk,
+    failures,
+    judge_audit,
+    learners,
+    loading,
+    prompt_parts,
+    rendering,
+    sampling,
+    served_sampling,
+)
 from training.rlhf.checks import estimate
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Element, Row
@@ -22,7 +32,8 @@ from training.rlhf.progress import Cancelled
 from training.rlhf.rows import held_out, row_checks
 from training.rlhf.rows.door import Message
 from training.rlhf.rows.held_out import HeldOut
-from training.rlhf.run_dir import EXIT_REFUSED, Preflight, RunDir, RunError
+from training.rlhf.run_dir import EXIT_REFUSED, Preflight, RunDir, RunError, SampleRequest
+from training.rlhf.server_settings import ServedPolicy, is_address
 from training.rlhf.tuning_kinds import adapters
 
 
@@ -105,18 +116,37 @@ def _sample(train: list[Row]) -> list[Message] | None:
 
 
 def _check_sampling(run_dir: RunDir, config: RunConfig) -> Preflight:
-    """Every policy can be loaded and its template takes every prompt that it is asked for."""
+    """Every policy can be loaded or asked, and takes every prompt that is meant for it."""
     requests = sampling.read_requests(run_dir, config)
     warnings = []
     for name, location in config.policies.items():
+        if is_address(location):
+            _ask_once(config, name, requests)
+            continue
         tokenizer = loading.load_tokenizer(location)
         loading.check_weights(location, purpose="policy")
         room = positions(causal_config(location)) - config.sampling.max_new_tokens
         asked = [request["prompt"] for request in requests if name in request["policies"]]
-        cut = sum(len(rendering.prompt_ids(tokenizer, prompt)) > room for prompt in asked)
+        parts = config.parts_of(name)
+        read = (prompt_parts.as_read(parts, prompt) for prompt in asked)
+        cut = sum(len(rendering.prompt_ids(tokenizer, prompt)) > room for prompt in read)
         if cut:
             warnings.append(f"Policy {name} reads only the end of {cut} prompts: they exceed its positions.")
-    return _answer(warnings=warnings)
+    errors = sampling.length_problems(config, requests)
+    return _answer(errors=errors, warnings=[] if errors else warnings)
+
+
+def _ask_once(config: RunConfig, name: str, requests: list[SampleRequest]) -> None:
+    """Raise Refused where a server does not answer the longest question that this run will ask it."""
+    served = config.servers.get(name, ServedPolicy())
+    writer = served_sampling.Writer(config.policies[name], served, name=name, sampling=config.sampling)
+    asked = [
+        prompt_parts.as_read(config.parts_of(name), one["prompt"])
+        for one in requests
+        if name in one["policies"]
+    ]
+    if asked:
+        writer.server.ask(writer.body(asked[writer.first_question(asked)], config.seed))
 
 
 def _prompt_figures(prompts: HeldOut) -> dict[str, int]:

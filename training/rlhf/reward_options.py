@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from training.rlhf.method_settings import ConfigError, RewardFunction, check
+from training.rlhf.server_settings import is_address as is_address
 
 MOST_WIDE = 2  # repeats of a pattern that may take one character more or less
 MOST_CHOICES = 10  # optional parts and alternatives of a pattern
@@ -242,10 +243,6 @@ def check_rewards(rewards: tuple[RewardFunction, ...], where: str = "rewards") -
     check("missing_eos" not in names, f"{where}: missing_eos is the penalty for a cut completion")
     for reward in rewards:
         options_of(reward)
-
-
-def is_address(location: str) -> bool:
-    return location.startswith(("http://", "https://"))
 
 
 def _check_location(reward: RewardFunction, where: str) -> None:

@@ -5,8 +5,9 @@ says before the start what would be refused then, without loading a model.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from training.rlhf import combined_rewards, loading
+from training.rlhf import combined_rewards, loading, prompt_parts, rendering
 from training.rlhf.config import RunConfig
 from training.rlhf.failures import Refused
 from training.rlhf.method_settings import RewardFunction
@@ -41,11 +42,19 @@ class NamedRewards:
     def __init__(self, config: RunConfig) -> None:
         self.functions = config.rewards
         self.by_criterion: list[str] = []
+        self.policys = config.parts_of()  # what stands before its prompts, and is not rewarded
+        self.tokenizer = loading.load_tokenizer(config.model) if self.policys else None
         self.judges: dict[str, judge.Scorer] = {}
         self.parts = {reward.name: self._load(reward, config) for reward in config.rewards}
 
     def score(self, prompts: Sequence[Messages], samples: Sequence[Sampled]) -> RewardBatch:
         """Numbers for each sample, written after the prompt of the same place, in order."""
+        if self.tokenizer is not None:
+            prompts = [prompt_parts.without(self.policys, prompt) for prompt in prompts]
+            samples = [
+                replace(one, prompt_ids=tuple(rendering.prompt_ids(self.tokenizer, prompt)))
+                for prompt, one in zip(prompts, samples, strict=True)
+            ]
         parts: Columns = {}
         for name, part in self.parts.items():
             found = part(prompts, samples)

@@ -10,6 +10,7 @@ rehearsal.json       how the step on the longest batch went, which is tried befo
 checkpoints/         checkpoint-STEP/, usable once it holds `complete.json`
 model/               what was trained: safetensors, tokenizer, `lineage.json`
 completions.jsonl    one SampledCompletion a line
+served.jsonl         answers of servers as they come in, of a sampling run that is under way
 evaluation.json
 scores.jsonl         of a reward model: what it says of each held-out row (training.rlhf.held_out_scores)
 error.json           RunError: what happened, where, what to do
@@ -50,8 +51,9 @@ class SampledCompletion(TypedDict):
     request: int
     policy: str  # the name in the config; in a DPO run "new" and "old"
     text: str
-    finish: str  # "eos" or "length"
-    tokens: int
+    finish: str  # "eos" or "length"; by a server also its own word, such as "content_filter"
+    tokens: int  # by a server that does not count them 0
+    served: NotRequired[dict[str, Any]]  # by a server: which, and what it says that it is
     scores: NotRequired[dict[str, float]]  # by name: what evaluators say, how far an ensemble disagrees
 
 

@@ -17,12 +17,20 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
-from training.rlhf import loading, rendering, scoring
+from training.rlhf import loading, prompt_parts, rendering, scoring, served_sampling
 from training.rlhf.config import RunConfig, Sampling
 from training.rlhf.failures import Refused
-from training.rlhf.model_files import positions
+from training.rlhf.model_files import causal_config, positions
 from training.rlhf.progress import raise_if_stopped
-from training.rlhf.run_dir import ProgressWriter, RunDir, SampledCompletion, SampleRequest, read_jsonl
+from training.rlhf.run_dir import (
+    ProgressWriter,
+    RunDir,
+    RunError,
+    SampledCompletion,
+    SampleRequest,
+    read_jsonl,
+)
+from training.rlhf.server_settings import ServedPolicy, is_address
 from training.rlhf.tuning_kinds import virtual_tokens
 
 _FIRST_STRETCH = 32  # tokens
@@ -87,7 +95,7 @@ def generate(
             on_batch(len(prompts) - len(unfinished) - (len(writing) - start - len(batch)))
         writing = unfinished
         stretch *= 2  # what was written is read again each time: growing stretches keep that below double
-    return [_sampled(tokenizer, prompt, ids, ends) for prompt, ids in zip(prompts, written, strict=True)]
+    return [as_sampled(tokenizer, prompt, ids, ends) for prompt, ids in zip(prompts, written, strict=True)]
 
 
 def prompts_with_room(
@@ -105,52 +113,93 @@ def prompts_with_room(
 
 
 def run(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> None:
-    """Carry out a sampling run: completions.jsonl for requests.jsonl, each policy loaded once.
+    """Carry out a sampling run: completions.jsonl for requests.jsonl, each model loaded once.
 
-    Lines stand in the order of the requests. The file appears by rename when all is drawn: a run that was
-    stopped begins again, and draws the same.
+    Lines stand in the order of the requests. The file appears by rename when all is there: a run that was
+    stopped begins again, and draws the same; of servers it asks only what they have not answered yet.
     """
     requests = read_requests(run_dir, config)
+    if problems := length_problems(config, requests):
+        raise Refused(problems[0]["what"], problems[0]["where"], problems[0]["do"])
     wanted = [(number, policy) for number, one in enumerate(requests) for policy in one["policies"]]
-    texts: dict[int, Sampled] = {}  # by place in `wanted`
+    lines: dict[int, SampledCompletion] = {}  # by place in `wanted`
     progress.total_steps = len(wanted)
-    for policy_number, (name, location) in enumerate(config.policies.items()):
+    loaded: tuple[str, Any, Any] = ("", None, None)
+    for number, (name, location) in enumerate(config.policies.items()):
         places = [place for place, (_, policy) in enumerate(wanted) if policy == name]
         if not places:
             continue
-        progress.write(f"Loading {name}")
-        tokenizer = loading.load_tokenizer(location)
-        model = loading.load_policy(location, dtype=loading.serving_dtype(location))
-        loading.fit(model, tokenizer, where=location)
-        loading.use_device(model)
+        asked = [
+            prompt_parts.as_read(config.parts_of(name), requests[wanted[place][0]]["prompt"])
+            for place in places
+        ]
 
-        def tell(done: int, before: int = len(texts), name: str = name) -> None:
+        def tell(done: int, before: int = len(lines), name: str = name) -> None:
             progress.step = before + done
             progress.write(f"{name} writes")
             raise_if_stopped()
 
+        if is_address(location):
+            progress.write(f"Asking {location} for {name}")
+            writer = served_sampling.Writer(
+                location, config.servers.get(name, ServedPolicy()), name=name, sampling=config.sampling
+            )
+            lines |= served_sampling.write(
+                writer,
+                folder=run_dir.path,
+                asked=[(place, wanted[place][0], one) for place, one in zip(places, asked, strict=True)],
+                seed=lambda place, number=number: policy_seed(config.seed, number) + place,  # type: ignore[misc]
+                on_answer=tell,
+            )
+            continue
+        if loaded[0] != location:  # two policies may be the same weights under other parts
+            progress.write(f"Loading {name}")
+            tokenizer = loading.load_tokenizer(location)
+            model = loading.load_policy(location, dtype=loading.serving_dtype(location))
+            loading.fit(model, tokenizer, where=location)
+            loading.use_device(model)
+            loaded = (location, model, tokenizer)
         drawn = generate(
-            model,
-            tokenizer,
-            [requests[wanted[place][0]]["prompt"] for place in places],
+            loaded[1],
+            loaded[2],
+            asked,
             sampling=config.sampling,
-            seed=policy_seed(config.seed, policy_number),
+            seed=policy_seed(config.seed, number),
             on_batch=tell,
         )
-        texts.update(zip(places, drawn, strict=True))
-    write_completions(
-        run_dir,
-        (
-            SampledCompletion(
-                request=request,
-                policy=policy,
-                text=texts[place].text,
-                finish=texts[place].finish,
-                tokens=texts[place].tokens,
+        for place, one in zip(places, drawn, strict=True):
+            request = wanted[place][0]
+            lines[place] = SampledCompletion(
+                request=request, policy=name, text=one.text, finish=one.finish, tokens=one.tokens
             )
-            for place, (request, policy) in enumerate(wanted)
-        ),
-    )
+    write_completions(run_dir, (lines[place] for place in range(len(wanted))))
+
+
+def length_problems(config: RunConfig, requests: Sequence[SampleRequest]) -> list[RunError]:
+    """Policies of a sampling run whose parts would be cut: a long prompt loses its oldest tokens first."""
+    found = []
+    for name, parts in config.prompt_parts.items():
+        location = config.policies[name]
+        if is_address(location):
+            continue  # it says so itself, at the first question
+        tokenizer = loading.load_tokenizer(location)
+        places = positions(causal_config(location))
+        asked = [one["prompt"] for one in requests if name in one["policies"]]
+        longest = max(
+            (len(rendering.prompt_ids(tokenizer, prompt_parts.as_read(parts, one))) for one in asked),
+            default=0,
+        )
+        if longest + config.sampling.max_new_tokens > places:
+            found.append(
+                RunError(
+                    what=f"{name} reads up to {longest} tokens, its system prompt and examples among them, "
+                    f"and {config.sampling.max_new_tokens} may follow; the model has {places} positions.",
+                    where=f"prompt_parts.{name}",
+                    do="Shorten the prompt or leave examples out in a new variant of the policy, or lower "
+                    "the longest completion of the round.",
+                )
+            )
+    return found
 
 
 def write_completions(run_dir: RunDir, rows: Iterator[SampledCompletion]) -> None:
@@ -253,9 +302,10 @@ def _through_end(row: list[int], ends: list[int]) -> list[int]:
     return row[: place + 1]
 
 
-def _sampled(
+def as_sampled(
     tokenizer: PreTrainedTokenizerBase, prompt: list[int], ids: list[int], ends: list[int]
 ) -> Sampled:
+    """What was drawn after a prompt's tokens, through the token that ended it."""
     text = str(tokenizer.decode(ids, skip_special_tokens=True))
     return Sampled(
         # No database takes NUL, and a policy over bytes may draw one.

@@ -2,6 +2,8 @@
 
 vLLM does it where it is installed (`--engine vllm`, or by itself); the embedded server needs nothing more
 than training does. Either way the folder's chat template has to be the one that the policy was trained with.
+A policy's system prompt and examples, in prompt_parts.json beside the weights or in a file that is named,
+stand before every conversation; vLLM's server knows nothing of them, so such a policy is served embedded.
 The API key comes from RATCHET_SERVE_KEY; without one anybody who reaches the address may ask.
 """
 
@@ -12,6 +14,7 @@ import os
 import sys
 from pathlib import Path
 
+from training.rlhf import prompt_parts
 from training.rlhf.failures import Refused
 
 KEY = "RATCHET_SERVE_KEY"
@@ -24,19 +27,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8100)
     parser.add_argument("--name", default="", help="what clients call the model; the folder's name")
+    parser.add_argument(
+        "--prompt-parts",
+        type=Path,
+        help="a file with system prompt and examples; prompt_parts.json beside the weights",
+    )
     parser.add_argument("--engine", choices=("auto", "embedded", "vllm"), default="auto")
     options = parser.parse_args(arguments)
     key = os.environ.get(KEY, "")
     try:
         check_address(options.host, key)
         name = options.name or name_of(options.folder)
-        engine = chosen_engine(options.engine)
+        parts = read_parts(options.folder, options.prompt_parts)
+        engine = chosen_engine(options.engine, parts=parts)
         check_template(options.folder)
         if engine == "vllm":
             command = vllm_command(options.folder, name, options.host, options.port)
             os.environ["VLLM_API_KEY"] = key  # not on a command line, which everybody here can read
             os.execvp(command[0], command)  # noqa: S606  the command is ours, its arguments are no shell's
-        serve(options.folder, name, options.host, options.port, key)
+        serve(options.folder, name, options.host, options.port, key, parts)
     except Refused as refused:
         sys.stderr.write(f"{refused.what} ({refused.where})\n{refused.do}\n")
         return 4
@@ -59,8 +68,29 @@ def name_of(folder: str) -> str:
     return f"run-{path.parent.name}" if path.name == "model" else Path(folder).name
 
 
-def chosen_engine(asked: str) -> str:
+def read_parts(folder: str, file: Path | None) -> prompt_parts.PromptParts:
+    """Raise Refused for a file that holds no parts."""
+    try:
+        if file is None:
+            return prompt_parts.beside(Path(folder))
+        return prompt_parts.PromptParts.from_json(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:  # ConfigError is one
+        where = str(file or Path(folder) / prompt_parts.FILE)
+        raise Refused(
+            f"The prompt's parts cannot be read: {error}", where, "Write the file again."
+        ) from error
+
+
+def chosen_engine(asked: str, *, parts: prompt_parts.PromptParts = prompt_parts.NONE) -> str:
     there = importlib.util.find_spec("vllm") is not None
+    if parts:
+        if asked == "vllm":
+            raise Refused(
+                "vLLM's server would leave out the system prompt and examples of this policy.",
+                "--engine vllm",
+                "Use --engine embedded, or distil the prompt into the weights first.",
+            )
+        return "embedded"
     if asked == "vllm" and not there:
         raise Refused("vLLM is not installed here.", "--engine vllm", "Install it, or use --engine embedded.")
     return "vllm" if asked == "vllm" or (asked == "auto" and there) else "embedded"
@@ -87,7 +117,14 @@ def check_template(folder: str) -> None:
         )
 
 
-def serve(folder: str, name: str, host: str, port: int, key: str) -> None:
+def serve(
+    folder: str,
+    name: str,
+    host: str,
+    port: int,
+    key: str,
+    parts: prompt_parts.PromptParts = prompt_parts.NONE,
+) -> None:
     import uvicorn
 
     from training.rlhf import loading
@@ -99,7 +136,8 @@ def serve(folder: str, name: str, host: str, port: int, key: str) -> None:
     loading.use_device(model)
     sys.stdout.write(f"{name} answers at http://{host}:{port}/v1\n")
     sys.stdout.flush()
-    uvicorn.run(Server(model, tokenizer, name=name, key=key), host=host, port=port, log_level="warning")
+    application = Server(model, tokenizer, name=name, key=key, parts=parts)
+    uvicorn.run(application, host=host, port=port, log_level="warning")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ from django.views.decorators.http import require_POST, require_safe
 from labeling.models import Policy, Project
 from training import exports, gate
 from training.forms.promotion import PromoteForm
+from training.prompted import weights_of
 from training.views import evaluations
 from training.views.comparing import comparing
+from training.views.prompt_parts import shown_of
 from training.views.samples import samples_of
 from training.views.story import artifact_of
 from training.views.verdicts import verdicts
@@ -44,11 +46,12 @@ def policy_promote(request: HttpRequest, policy_id: int) -> HttpResponse:
 @require_safe
 def policy_export(request: HttpRequest, policy_id: int, part: str) -> StreamingHttpResponse:
     """The model, or its adapter, as one archive that is packed while it is sent."""
-    artifact = artifact_of(_policy_of(request, policy_id))
+    found = _policy_of(request, policy_id)
+    artifact = artifact_of(found) or weights_of(found)
     if artifact is None:
         raise Http404("This policy was not trained here.")
     try:
-        made = exports.export(artifact, part)
+        made = exports.export(artifact, part, policy=found)
     except exports.NothingToExport as nothing:
         raise Http404(str(nothing)) from nothing
     response = StreamingHttpResponse(made.content, content_type="application/zip")
@@ -67,6 +70,7 @@ def _policy_of(request: HttpRequest, policy_id: int) -> Policy:
 
 def _page(request: HttpRequest, found: Policy, form: PromoteForm, status: int = 200) -> HttpResponse:
     artifact = artifact_of(found)
+    weights = artifact or weights_of(found)
     decisions = found.gate_decisions.select_related("against", "round", "decided_by").order_by("-pk")
     is_current = found.project.current_policy_id == found.pk
     return render(
@@ -76,7 +80,8 @@ def _page(request: HttpRequest, found: Policy, form: PromoteForm, status: int = 
             "project": found.project,
             "policy": found,
             "artifact": artifact,
-            "exported": exports.parts_of(artifact) if artifact else [],
+            "exported": exports.parts_of(weights) if weights else [],
+            "parts": shown_of(found),
             "lineage": artifact.lineage if artifact else {},
             "figures": evaluations.policy_figures(artifact.run.evaluation) if artifact else None,
             "verdicts": verdicts(artifact.run.evaluation, artifact) if artifact else None,

@@ -1,5 +1,6 @@
 """The project page: the whole story on one page, and what to do next."""
 
+from django.conf import settings
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
@@ -32,6 +33,7 @@ def project(request: HttpRequest, slug: str) -> HttpResponse:
             "candidate_decision": story.decision_on(candidate) if candidate else None,
             "comparing": comparing(candidate) if candidate else None,
             "workers": runs.workers_alive(),
+            "has_servers": bool(settings.MODEL_SERVERS),
         },
     )
 

@@ -9,7 +9,7 @@ from training.models import Artifact, Run
 from training.rlhf.config import upgraded
 from training.rlhf.methods import METHODS
 
-GROUPS = {"training": "Training", "tuning": "Tuning", "sampling": "Sampling"}
+GROUPS = {"training": "Training", "tuning": "Tuning", "sampling": "Sampling", "vllm": "vLLM"}
 WORDS = {
     "tuning.kind": "What is trained",
     "sampling.top_p": "Top p",

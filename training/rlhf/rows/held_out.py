@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from training.rlhf import rendering
+from training.rlhf import prompt_parts, rendering
 from training.rlhf.config import RunConfig
 from training.rlhf.failures import Refused
 from training.rlhf.model_files import positions
@@ -22,7 +22,8 @@ FILE = "prompts.test.jsonl"
 
 class Prompt(NamedTuple):
     line: int  # in the file, from 0
-    messages: list[Message]
+    messages: list[Message]  # as the policy reads it
+    asked: list[Message]  # as people read it
 
 
 class HeldOut(NamedTuple):
@@ -51,7 +52,8 @@ def read(
     limit = limit_of(config, model_config)
     kept, lengths, refused = [], [], 0
     for line, row in enumerate(_rows(run_dir)):
-        prompt = Prompt(line, _messages(row, line))
+        asked = _messages(row, line)
+        prompt = Prompt(line, prompt_parts.as_read(config.parts_of(), asked), asked)
         try:
             length = len(rendering.prompt_ids(tokenizer, prompt.messages))
         except rendering.RenderError:

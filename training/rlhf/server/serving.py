@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from training.rlhf import rendering
 from training.rlhf.model_files import positions
+from training.rlhf.prompt_parts import NONE, PromptParts, as_read
 from training.rlhf.server.writer import Piece, Wish, write
 
 Scope = MutableMapping[str, Any]
@@ -67,17 +68,29 @@ class Asked:
 
 
 class Server:
-    """The application. `key`: what clients send as bearer token; empty for everybody on this machine."""
+    """The application. `key`: what clients send as bearer token; empty for everybody on this machine.
+
+    `parts` stand before every conversation, as they did wherever the policy wrote.
+    """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, key: str = ""
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        key: str = "",
+        parts: PromptParts = NONE,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
         self.key = key
+        self.parts = parts
         self._turn = asyncio.Lock()
         self._started = int(time.time())
+        version = f"-{parts.version}" if parts else ""
+        self.fingerprint = f"template-{rendering.template_hash(tokenizer)[:12]}{version}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -140,6 +153,12 @@ class Server:
 
     def _prompt_ids(self, body: dict[str, Any], *, is_chat: bool) -> list[int]:
         if not is_chat:
+            if self.parts:
+                raise BadRequest(
+                    "This policy has a system prompt or examples, which a bare text has no place for: ask "
+                    "/v1/chat/completions.",
+                    param="prompt",
+                )
             prompt = body.get("prompt")
             if not isinstance(prompt, str) or not prompt:
                 raise BadRequest("prompt: a text.", param="prompt")
@@ -148,7 +167,8 @@ class Server:
         if not isinstance(messages, list) or not messages:
             raise BadRequest("messages: a list, at least one.", param="messages")
         try:
-            return rendering.prompt_ids(self.tokenizer, [_message(one) for one in messages])
+            read = as_read(self.parts, [_message(one) for one in messages])
+            return rendering.prompt_ids(self.tokenizer, read)
         except rendering.RenderError as error:
             raise BadRequest(str(error), param="messages") from error
 
@@ -189,6 +209,7 @@ class Server:
             "object": f"{kind}.chunk" if chunk and asked.is_chat else kind,
             "created": int(time.time()),
             "model": self.name,
+            "system_fingerprint": self.fingerprint,
         }
 
     async def _pieces(self, asked: Asked, number: int, receive: Receive) -> AsyncIterator[Piece]:
