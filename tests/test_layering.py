@@ -24,6 +24,7 @@ FROM_THE_GPU_SIDE = {
 STANDARD_LIBRARY_ONLY = [
     "compatibility",
     "config",
+    "constitution_settings",
     "methods",
     "method_settings",
     "reward_options",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from training.rlhf import compatibility
+from training.rlhf.constitution_settings import AiPreferences, CritiqueRevision
 from training.rlhf.method_settings import (
     ConfigError,
     Distillation,
@@ -94,6 +95,8 @@ class RunConfig:
     Methods that train (training.rlhf.methods): learn from `data/`, starting from `model`, and evaluate on
         `data/*.test.jsonl`; a policy is compared with `model` itself as reference, and with `reward_model`
         (a folder) win rates are reported. Online methods learn from `rewards`.
+    Methods that make a dataset: `model` writes by the constitution in `data/constitution.json` to the prompts
+        of `data/prompts.*.jsonl`.
     sample: write `completions.jsonl` for `data/requests.jsonl` with `policies` {name in requests: location}.
     """
 
@@ -114,6 +117,8 @@ class RunConfig:
     grpo: Grpo = field(default_factory=Grpo)
     rejection_sampling: RejectionSampling = field(default_factory=RejectionSampling)
     distillation: Distillation = field(default_factory=Distillation)
+    critique_revision: CritiqueRevision = field(default_factory=CritiqueRevision)
+    ai_preferences: AiPreferences = field(default_factory=AiPreferences)
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -132,6 +137,8 @@ class RunConfig:
         compatibility.check(
             self.method, self.tuning.kind, gradient_checkpointing=self.training.gradient_checkpointing
         )
+        if self.method == "ai_preferences":
+            _check(self.sampling.temperature > 0, "sampling.temperature is 0: two completions are to differ")
         if METHODS[self.method].is_online:
             _check(bool(self.rewards), f"rewards: {self.method} needs at least one reward function")
             names = [reward.name for reward in self.rewards]

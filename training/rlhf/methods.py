@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Makes = Literal["reward_model", "policy", "completions"]
+Makes = Literal["reward_model", "policy", "completions", "dataset"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,10 @@ class Method:
     is_online: bool = False  # draws completions while it learns, and needs a reward
     needs_teacher: bool = False  # draws completions while it learns, and needs somebody to learn from
     learns_from: str = ""  # for people: what has to be there, a sentence
+
+    @property
+    def trains(self) -> bool:
+        return self.makes in ("reward_model", "policy")
 
     @property
     def draws(self) -> bool:
@@ -110,6 +114,20 @@ METHODS: dict[str, Method] = {
             section="distillation",
             needs_teacher=True,
             learns_from="Prompts, and a teacher or a system prompt.",
+        ),
+        Method(
+            name="critique_revision",
+            label="Critique and revision",
+            makes="dataset",
+            section="critique_revision",
+            learns_from="Prompts, and a constitution.",
+        ),
+        Method(
+            name="ai_preferences",
+            label="AI preferences",
+            makes="dataset",
+            section="ai_preferences",
+            learns_from="Prompts, a constitution, and a model that judges by it.",
         ),
         Method(name="sample", label="Sample completions", makes="completions"),
     )

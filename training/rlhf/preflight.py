@@ -19,6 +19,7 @@ from training.rlhf import (
     held_out,
     learners,
     loading,
+    made_data,
     rendering,
     row_checks,
     sampling,
@@ -36,7 +37,11 @@ from training.rlhf.run_dir import EXIT_REFUSED, Preflight, RunDir, RunError
 def check(run_dir: RunDir, config: RunConfig) -> Preflight:
     """The content of preflight.json. Never raises but for a stop: what goes wrong is an error in it."""
     try:
-        return _check_sampling(run_dir, config) if config.method == "sample" else _check(run_dir, config)
+        if config.method == "sample":
+            return _check_sampling(run_dir, config)
+        if METHODS[config.method].makes == "dataset":
+            return made_data.check(run_dir, config)
+        return _check(run_dir, config)
     except Cancelled:
         raise
     except Exception as error:

@@ -2,12 +2,15 @@
 
 config.json          the recipe (training.rlhf.config.RunConfig)
 data/                TABLE.train.jsonl and TABLE.test.jsonl of the tables that the method learns from
-                     (training.rlhf.methods), prompts.test.jsonl (evaluation), requests.jsonl (sampling)
+                     (training.rlhf.methods), prompts.test.jsonl (evaluation), requests.jsonl (sampling),
+                     constitution.json (methods that make a dataset)
 preflight.json       written by `python -m training.rlhf RUN_DIR --preflight`
 progress.jsonl       appended: one ProgressLine a line, `seq` counts from 1 without gaps
 checkpoints/         checkpoint-STEP/, usable once it holds `complete.json`
 model/               what was trained: safetensors, tokenizer, `lineage.json`
 completions.jsonl    one SampledCompletion a line
+revisions.jsonl      one training.rlhf.critique_revision.RevisedRow a line
+judged.jsonl         one training.rlhf.ai_preferences.JudgedRow a line
 evaluation.json
 error.json           RunError: what happened, where, what to do
 result.json          written last and by rename: its presence means complete
