@@ -12,20 +12,30 @@ from rest_framework.response import Response
 from labeling.models import Policy, PreferenceDataset, Project
 from training import runs
 from training.ingredients import TRAINABLE
-from training.models import Artifact, Run
+from training.mixtures import Mixed
+from training.models import Artifact, Run, RunDataset
 from training.rewards import reward_from
 from training.rlhf.method_settings import REWARD_KINDS
+from training.rlhf.mixture_settings import MOST_WEIGHT
 
 METRICS_A_PAGE = 1000
 LARGEST_ID = 2**63 - 1
 
 
+class RunDatasetSerializer(serializers.ModelSerializer[RunDataset]):
+    class Meta:
+        model = RunDataset
+        fields = ["dataset", "name", "weight"]
+
+
 class RunSerializer(serializers.ModelSerializer[Run]):
+    mixture = RunDatasetSerializer(many=True, read_only=True)
+
     class Meta:
         model = Run
         fields = [
             "id", "method", "state", "message", "step", "total_steps", "attempt", "config", "preflight",
-            "evaluation", "dataset", "policy", "created_at", "started_at", "ended_at",
+            "evaluation", "dataset", "mixture", "policy", "created_at", "started_at", "ended_at",
         ]  # fmt: skip
 
 
@@ -49,11 +59,19 @@ class RewardInputSerializer(serializers.Serializer[Any]):
         return given
 
 
+class MixedInputSerializer(serializers.Serializer[Any]):
+    """A further dataset, and its weight beside the main one's 1."""
+
+    dataset = serializers.IntegerField(max_value=LARGEST_ID)
+    weight = serializers.FloatField(default=1.0, min_value=0, max_value=MOST_WEIGHT)
+
+
 class RunInputSerializer(serializers.Serializer[Any]):
     """`config`: what differs from the defaults of a recipe, section by section, as a run shows it."""
 
     method = serializers.ChoiceField(choices=TRAINABLE)
     dataset = serializers.IntegerField(max_value=LARGEST_ID)
+    mixture = MixedInputSerializer(many=True, required=False)
     policy = serializers.IntegerField(max_value=LARGEST_ID)
     reward_model_run = serializers.IntegerField(required=False, allow_null=True, max_value=LARGEST_ID)
     rewards = RewardInputSerializer(many=True, required=False)
@@ -67,7 +85,7 @@ def run_list(request: Request, slug: str) -> Response:
     """The project's runs, newest first; POST makes one (see RunInputSerializer)."""
     project = get_object_or_404(Project.objects.managed_by(request.user), slug=slug)
     if request.method == "GET":
-        return Response(RunSerializer(project.runs.all()[:100], many=True).data)
+        return Response(RunSerializer(project.runs.prefetch_related("mixture")[:100], many=True).data)
     given = RunInputSerializer(data=request.data)
     given.is_valid(raise_exception=True)
     values = given.validated_data
@@ -80,6 +98,10 @@ def run_list(request: Request, slug: str) -> Response:
             dataset=get_object_or_404(PreferenceDataset, project=project, pk=values.pop("dataset")),
             policy=get_object_or_404(Policy, project=project, pk=values.pop("policy")),
             reward_model=_artifact(project, reward_run) if reward_run is not None else None,
+            mixture=[
+                Mixed(get_object_or_404(PreferenceDataset, project=project, pk=one["dataset"]), one["weight"])
+                for one in values.pop("mixture", [])
+            ],
             created_by=request.user if request.user.is_authenticated else None,
             **values,
         )

@@ -175,6 +175,25 @@ class Run(models.Model):
         return self.state in (self.State.CANCELLED, self.State.FAILED, self.State.REFUSED)
 
 
+class RunDataset(models.Model):
+    """A further dataset that a run learns from, beside `Run.dataset`: a part of its recipe's mixture."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="mixture")
+    dataset = models.ForeignKey(PreferenceDataset, on_delete=models.PROTECT, related_name="mixed_into")
+    name = models.SlugField(max_length=80)  # in the recipe, and of its folder
+    weight = models.FloatField(default=1.0)
+
+    class Meta:
+        ordering = ["pk"]
+        constraints = [
+            models.UniqueConstraint(fields=["run", "dataset"], name="a_dataset_once_in_a_mixture"),
+            models.UniqueConstraint(fields=["run", "name"], name="names_in_a_mixture_are_unique"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.dataset} × {self.weight:g} in run {self.run_id}"
+
+
 class Metric(models.Model):
     """One line of progress.jsonl."""
 

@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 from django.utils import timezone
 
 from labeling import datasets, rounds
-from labeling.models import Prompt
+from labeling.models import PreferenceDataset, Prompt
 from training.models import Run
 from training.rlhf.methods import METHODS
 from training.rlhf.run_dir import RunDir, SampleRequest, write_json
@@ -91,10 +91,18 @@ def _fill(draft: Path, run: Run) -> None:
 def _copy_dataset(data: Path, run: Run) -> None:
     if run.dataset is None:
         raise FolderNotWritten("The run has no dataset.")
-    source = datasets.folder_of(run.dataset)
-    datasets.verify(source, digest=run.dataset.digest)
+    _copy_tables(data, run.dataset, method=run.method)
+    for mixed in run.mixture.select_related("dataset"):
+        folder = data / "mixture" / mixed.name
+        folder.mkdir(parents=True)
+        _copy_tables(folder, mixed.dataset, method=run.method)
+
+
+def _copy_tables(data: Path, dataset: PreferenceDataset, *, method: str) -> None:
+    source = datasets.folder_of(dataset)
+    datasets.verify(source, digest=dataset.digest)
     # Copies, not links: what a trainer does to its files must not reach a frozen dataset.
-    for table in METHODS[run.method].tables:
+    for table in METHODS[method].tables:
         for split in SPLITS:
             rows = source / table / f"{split}.jsonl"
             if rows.exists():

@@ -4,6 +4,7 @@ Nothing here starts a process or writes a file: a worker (training.worker) takes
 Every change is one conditional UPDATE, so two people, or a person and a worker, cannot both win.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +18,8 @@ from django.db.models.functions import Now
 
 from labeling import rounds
 from labeling.models import Policy, PreferenceDataset, Project, Round
+from training import mixtures
+from training.mixtures import Mixed
 from training.models import Artifact, Run, Worker
 from training.policies import comes_from_starter
 from training.recipe_checks import UNFIT as UNFIT
@@ -36,6 +39,7 @@ def create_run(
     dataset: PreferenceDataset,
     policy: Policy,
     reward_model: Artifact | None = None,
+    mixture: Sequence[Mixed] = (),
     config: dict[str, Any] | None = None,
     created_by: User | None = None,
     start_when_ready: bool = False,
@@ -44,33 +48,38 @@ def create_run(
     """A run that trains, by any method but sampling; a worker checks it first (preflight).
 
     `config` holds the parts of a RunConfig that somebody chose: `seed`, `tuning`, `training`, `sampling`, the
-    method's own section, and `rewards` of an online method.
+    method's own section, and `rewards` of an online method. `mixture`: what it learns from beside `dataset`.
     """
     check_parts(project, method, dataset, policy, reward_model)
+    mixtures.check_mixture(project, method, dataset, mixture)
     chosen = {
         **merged(default_settings(method=method, policy=policy), config or {}),
         "method": method,
         "model": policy.location,
         "reward_model": reward_model.folder if reward_model else "",
+        "mixture": mixtures.recipe_of(mixture),
     }
     if METHODS.get(method) and METHODS[method].is_online and comes_from_starter(policy):
         chosen["rewards"] = watched(chosen.get("rewards") or [])
     recipe = checked_recipe(chosen)
     check_teacher(project, recipe)
     check_rewards(project, recipe)
-    return Run.objects.create(
-        project=project,
-        method=method,
-        state=State.CHECKING,
-        config=recipe,
-        dataset=dataset,
-        policy=policy,
-        reward_model=reward_model,
-        created_by=created_by,
-        start_when_ready=start_when_ready,
-        then_next_round=then_next_round,
-        message="Waiting for a worker to check it.",
-    )
+    with transaction.atomic():  # no worker sees a run without its mixture
+        run = Run.objects.create(
+            project=project,
+            method=method,
+            state=State.CHECKING,
+            config=recipe,
+            dataset=dataset,
+            policy=policy,
+            reward_model=reward_model,
+            created_by=created_by,
+            start_when_ready=start_when_ready,
+            then_next_round=then_next_round,
+            message="Waiting for a worker to check it.",
+        )
+        mixtures.add_rows(run, mixture)
+    return run
 
 
 def queue_sampling(round: Round) -> Run:

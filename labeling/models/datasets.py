@@ -5,6 +5,7 @@ from typing import Self
 from django.db import models
 from django.urls import reverse
 
+from labeling.models.collections import Collection
 from labeling.models.projects import AnyUser, Project
 from labeling.models.rounds import Round
 
@@ -20,10 +21,19 @@ class PreferenceDataset(models.Model):
         MAJORITY = "majority", "Majority of the raters"
         MEAN_STRENGTH = "mean_strength", "Mean strength of the raters"
 
+    class Source(models.TextChoices):
+        """Who judged, or wrote. Names of training.rlhf.mixture_settings.SOURCES."""
+
+        HUMAN = "human", "People"
+        IMPORT = "import", "Imported"
+        AI = "ai", "AI"
+
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="datasets")
     name = models.CharField(max_length=120)
     rounds = models.ManyToManyField(Round, related_name="datasets")
+    collections = models.ManyToManyField(Collection, related_name="datasets", blank=True)
     rule = models.CharField(max_length=16, choices=Rule)
+    source = models.CharField(max_length=6, choices=Source, default=Source.HUMAN)
     folder = models.CharField(max_length=300, unique=True)  # below settings.DATASETS_DIR
     manifest = models.JSONField(default=dict)
     digest = models.CharField(max_length=64)  # sha256 of manifest.json

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 from tests.training_rlhf.conftest import MakeRun, write_rows
@@ -41,13 +42,13 @@ def two_texts(body: dict[str, Any]) -> tuple[str, str]:
     return one[1], other[1]
 
 
-def prefers_plain(body: dict[str, Any]) -> str:
-    """A sensible voice: the text with the larger share of plain letters."""
-    if "<answer_a>" not in str(body["messages"][0]["content"]):
-        return "A"  # the check asks whether anybody is there
-    one, other = map(plain_share, two_texts(body))
-    return "TIE" if one == other else "A" if one > other else "B"
+def prefers(word: str) -> Callable[[dict[str, Any]], str]:
+    """A sensible voice: the text that says the word more often."""
 
+    def answer(body: dict[str, Any]) -> str:
+        if "<answer_a>" not in str(body["messages"][0]["content"]):
+            return "A"  # the check asks whether anybody is there
+        one, other = (text.count(word) for text in two_texts(body))
+        return "TIE" if one == other else "A" if one > other else "B"
 
-def plain_share(text: str) -> float:
-    return sum(letter.isascii() and letter.isprintable() for letter in text) / max(1, len(text))
+    return answer

@@ -13,9 +13,8 @@ from tests.training_rlhf.conftest import MakeRun, run_child, write_rows  # noqa:
 from tests.training_rlhf.constitutional import (  # noqa: E402
     PRINCIPLES,
     make_constitutional,
-    prefers_plain,
+    prefers,
     two_texts,
-    plain_share,
     write_constitution,
 )
 from tests.training_rlhf.test_judge import Server, server  # noqa: E402
@@ -51,14 +50,14 @@ def test_the_examples_in_the_docstrings_hold() -> None:
 def test_each_pair_is_judged_in_both_orders_by_a_principle_of_the_constitution(
     make_run: MakeRun, server: Server
 ) -> None:
-    server.answer = prefers_plain
+    server.answer = prefers("e")
     run_dir = judged_by(make_run, server)
     made = make(run_dir)
     rows = rows_of(run_dir)
     assert len(rows) == 9
     for row in rows:
-        shares = [plain_share(text["text"]) for text in row["completions"]]
-        wanted = 0.5 if shares[0] == shares[1] else float(shares[0] > shares[1])
+        found = [text["text"].count("e") for text in row["completions"]]
+        wanted = 0.5 if found[0] == found[1] else float(found[0] > found[1])
         assert row["p"] == wanted
         assert row["outcome"] == ("tie" if wanted == 0.5 else "preferred")
     assert len(server.asked) == 18
@@ -73,7 +72,7 @@ def test_nonsense_and_choices_of_a_place_are_counted_apart_and_are_no_preference
 ) -> None:
     def answer(body: dict[str, Any]) -> str:
         asked = str(body["messages"][0]["content"])
-        return "I like both!" if "kind?" in asked else "A" if "brief?" in asked else prefers_plain(body)
+        return "I like both!" if "kind?" in asked else "A" if "brief?" in asked else prefers("e")(body)
 
     server.answer = answer
     run_dir = judged_by(make_run, server, prompts=30)
@@ -106,7 +105,7 @@ def test_several_principles_vote_and_their_mean_is_the_probability(make_run: Mak
 def test_a_run_that_was_stopped_leaves_the_same_bytes_as_one_that_was_not(
     make_run: MakeRun, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.answer = prefers_plain
+    server.answer = prefers("e")
     monkeypatch.setattr(made_data, "AT_ONCE", 2)
     whole = judged_by(make_run, server)
     make(whole)
@@ -149,7 +148,7 @@ def test_a_judge_that_does_not_answer_is_refused_before_the_start(make_run: Make
     report = preflight.check(run_dir, RunConfig.load(run_dir.config))
     assert not report["ok"]
     assert "HTTP 500 on fire" in report["errors"][0]["what"]
-    server.answer = prefers_plain
+    server.answer = prefers("e")
     assert preflight.check(run_dir, RunConfig.load(run_dir.config))["ok"]
 
 
@@ -167,22 +166,42 @@ def test_a_recipe_that_cannot_work_is_refused(chosen: dict[str, Any], words: str
 
 
 def test_dpo_on_ai_preferences_moves_towards_what_the_judge_prefers(
-    make_run: MakeRun, server: Server, tiny_policy: Path
+    make_run: MakeRun, server: Server
 ) -> None:
-    """From the command that judges to a policy that the judge's rule likes better."""
-    server.answer = prefers_plain
-    run_dir = judged_by(make_run, server, prompts=160, sampling={"max_new_tokens": 24})
-    write_constitution(run_dir, [PRINCIPLES[0] | {"comparison": "Which is plainer text?"}])
+    """A policy that says one of two things, a judge that likes one of them, and what DPO makes of that."""
+    server.answer = prefers("kind")
+    policy = says_two_things(make_run)
+    run_dir = judged_by(make_run, server, model=policy, prompts=120, sampling={"max_new_tokens": 12})
+    write_constitution(run_dir, [PRINCIPLES[0]])
     done = run_child(run_dir)
     assert done.returncode == 0, done.stdout
     pairs = [pair for row in rows_of(run_dir) if row["split"] == "train" and (pair := as_pair(row))]
-    assert len(pairs) > 80
-    settings = {"learning_rate": 3e-3, "epochs": 6, "batch_size": 16, "bf16": False, "max_length": 128}
-    learns = make_run("dpo", training=settings, sampling={"max_new_tokens": 24})
+    assert len(pairs) > 30
+    learns = make_run("dpo", model=policy, training=FAST | {"epochs": 4})
     write_rows(learns.data / "pairs.train.jsonl", pairs)
     recipe.train(learns, RunConfig.load(learns.config), ProgressWriter(learns))
-    before, after = (plainness_of(folder) for folder in (str(tiny_policy), str(learns.model)))
-    assert after > before + 0.1, f"{before:.3f} to {after:.3f}"
+    before, after = (kindness_of(folder) for folder in (policy, str(learns.model)))
+    assert 0.25 < before < 0.75
+    assert after > 0.9, f"{before:.2f} to {after:.2f}"
+
+
+FAST = {"learning_rate": 3e-3, "batch_size": 8, "bf16": False, "max_length": 128, "warmup_ratio": 0.0}
+
+
+def says_two_things(make_run: MakeRun) -> str:
+    """The tiny policy after SFT on as many kind answers as rude ones; its folder."""
+    run_dir = make_run("sft", training=FAST | {"epochs": 8})
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"Say {number}."}],
+            "completion": [{"role": "assistant", "content": ("kind", "rude")[number % 2]}],
+        }
+        for number in range(3000, 3080)
+    ]
+    write_rows(run_dir.data / "demonstrations.train.jsonl", rows)
+    write_rows(run_dir.data / "pairs.train.jsonl", [])
+    recipe.train(run_dir, RunConfig.load(run_dir.config), ProgressWriter(run_dir))
+    return str(run_dir.model)
 
 
 def as_pair(row: Any) -> dict[str, Any] | None:
@@ -193,9 +212,9 @@ def as_pair(row: Any) -> dict[str, Any] | None:
     return {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
 
 
-def plainness_of(folder: str) -> float:
-    """Mean share of plain letters in what a policy writes."""
+def kindness_of(folder: str) -> float:
+    """How often a policy says "kind"."""
     model, tokenizer = loading.load_policy(folder), loading.load_tokenizer(folder)
     prompts = [[{"role": "user", "content": f"Say {number}."}] for number in range(2000, 2100)]
-    drawn = sampling.generate(model, tokenizer, prompts, sampling=Sampling(max_new_tokens=24), seed=1)
-    return sum(plain_share(one.text) for one in drawn) / len(drawn)
+    drawn = sampling.generate(model, tokenizer, prompts, sampling=Sampling(max_new_tokens=12), seed=1)
+    return sum("kind" in one.text for one in drawn) / len(drawn)

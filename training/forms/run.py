@@ -7,7 +7,7 @@ from django import forms
 from django.db.models import QuerySet
 
 from labeling.models import Policy, PreferenceDataset, Project
-from training.forms import rewards, setting_fields
+from training.forms import mixture, rewards, setting_fields
 from training.ingredients import datasets_to_learn_from, reward_models, trained_policies
 from training.models import Artifact, Run
 from training.recipes import default_settings
@@ -65,7 +65,9 @@ class RunForm(forms.Form):
             filled_in = {"seed": 0, **setting_fields.flat(method, upgraded(defaults)), "policy": policy}
         else:
             filled_in = settings_of(like) | rewards.filled_in(like.config.get("rewards") or [], self.models)
+            filled_in |= mixture.filled_in(like)
         kwargs["initial"] = {**filled_in, **chosen}
+        self.mixable = mixture.offered(project, method, like if like and like.method == method else None)
         super().__init__(*args, **kwargs)
         for setting in self.settings_read:
             self.fields[setting.field] = setting_fields.field_of(setting, draws=self.learns.draws)
@@ -79,6 +81,7 @@ class RunForm(forms.Form):
         offered = rewards.reward_fields(project, self.models) if self.learns.is_online else {}
         self.fields |= offered
         self.reward_names = tuple(offered)
+        self.fields |= mixture.mixture_fields(self.mixable)
         if self.models and not any(self.initial.get(name) for name in offered):
             proposed = best if best in self.models else self.models[0]
             self.initial[f"reward_{proposed.run_id}"] = True
@@ -135,6 +138,16 @@ class RunForm(forms.Form):
         """A box to tick and a weight for each reward model."""
         return [(self[f"reward_{m.run_id}"], self[f"reward_{m.run_id}_weight"]) for m in self.models]
 
+    def mixture(self) -> list[tuple[forms.BoundField, forms.BoundField, PreferenceDataset]]:
+        """A box to tick and a weight for each dataset."""
+        return [(self[f"mix_{one.pk}"], self[f"mix_{one.pk}_weight"], one) for one in self.mixable]
+
+    def mixture_open(self) -> bool:
+        return any(box.value() or box.errors or weight.errors for box, weight, _ in self.mixture())
+
+    def mixture_help(self) -> str:
+        return mixture.help_of(self.method)
+
     def rules(self) -> list[list[tuple[str, forms.BoundField]]]:
         """Rows of fields, each with a short name."""
         parts = {"kind": "Rule", "text": "Looks for", "weight": "Weight", "name": "Name"}
@@ -160,7 +173,8 @@ class RunForm(forms.Form):
 
     def wrong(self) -> list[forms.BoundField]:
         """Fields that something is said beside, in the order of the page."""
-        named = (*self.choices(), *self._bound(*self.reward_names), *self.settings(), *self.folded())
+        mixed = [field for box, weight, _ in self.mixture() for field in (box, weight)]
+        named = (*self.choices(), *mixed, *self._bound(*self.reward_names), *self.settings(), *self.folded())
         return [field for field in named if field.errors]
 
     def folded_has_errors(self) -> bool:
@@ -175,6 +189,10 @@ class RunForm(forms.Form):
         """Let the recipe itself refuse what cannot be run, and say it beside the form."""
         values = super().clean() or {}
         self.found = rewards.Found()
+        self.mixed = mixture.chosen(values, self.mixable)
+        for one in self.mixed:
+            if one.dataset == values.get("dataset"):
+                self.add_error(f"mix_{one.dataset.pk}", "This is the dataset that the run is on already.")
         if self.errors:
             return values
         try:

@@ -23,6 +23,7 @@ from training.rlhf.method_settings import (
 )
 from training.rlhf.method_settings import check as _check
 from training.rlhf.methods import METHODS
+from training.rlhf.mixture_settings import MixedDataset, check_mixture
 from training.rlhf.reward_options import options_of
 from training.rlhf.tuning_settings import Tuning
 
@@ -106,6 +107,7 @@ class RunConfig:
     reward_model: str = ""
     policies: dict[str, str] = field(default_factory=dict)
     rewards: tuple[RewardFunction, ...] = ()
+    mixture: tuple[MixedDataset, ...] = ()  # further datasets, in data/mixture/NAME/
     tuning: Tuning = field(default_factory=Tuning)
     training: Training = field(default_factory=Training)
     sampling: Sampling = field(default_factory=Sampling)
@@ -131,6 +133,7 @@ class RunConfig:
                 _check(isinstance(location, str), f"policies.{name} is {location!r}: a folder or hub id")
             return
         _check(bool(self.model), "model: name the folder or hub id to start from")
+        check_mixture(self.mixture)
         if METHODS[self.method].needs_teacher:
             taught = self.distillation.teacher or self.distillation.system_prompt
             _check(bool(taught), "distillation.teacher and system_prompt: at least one of them")
@@ -181,12 +184,13 @@ class RunConfig:
         for name, kind in _SECTIONS.items():
             if name in values:
                 values[name] = _section(kind, values[name], name)
-        if "rewards" in values:
-            listed = values["rewards"]
-            _check(isinstance(listed, list | tuple), "rewards: expected a list")
-            values["rewards"] = tuple(
-                _section(RewardFunction, one, f"rewards.{number}") for number, one in enumerate(listed)
-            )
+        for name, kind in _LISTS.items():
+            if name in values:
+                listed = values[name]
+                _check(isinstance(listed, list | tuple), f"{name}: expected a list")
+                values[name] = tuple(
+                    _section(kind, one, f"{name}.{number}") for number, one in enumerate(listed)
+                )
         return _section(cls, values, "config")
 
     @classmethod
@@ -199,6 +203,7 @@ _SECTIONS: dict[str, Any] = {
     for item in dataclasses.fields(RunConfig)
     if dataclasses.is_dataclass(item.default_factory)
 }
+_LISTS: dict[str, Any] = {"rewards": RewardFunction, "mixture": MixedDataset}
 _OWN_SECTIONS = {method.section for method in METHODS.values() if method.section}
 # Settings that lay in `training` while there were two methods, and where they went.
 _MOVED: dict[str, dict[str, tuple[str, ...]]] = {

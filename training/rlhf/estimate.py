@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from training.rlhf import held_out, trained_share, virtual_tokens, workload
+from training.rlhf import held_out, mixture, trained_share, virtual_tokens, workload
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Row
 from training.rlhf.door import Message
@@ -42,7 +42,7 @@ def length_limit(config: RunConfig, model_config: PretrainedConfig) -> int:
 
 def row_limit(table: str, config: RunConfig, model_config: PretrainedConfig) -> int:
     """Tokens that a row of a table may have: a prompt needs room for what is written after it."""
-    return (held_out.limit_of if table == "prompts" else length_limit)(config, model_config)
+    return (held_out.limit_of if mixture.table_of(table) == "prompts" else length_limit)(config, model_config)
 
 
 def of(

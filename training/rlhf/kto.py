@@ -20,9 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference, KTOTrainer
 
-from training.rlhf import rendering
+from training.rlhf import mixture, rendering
 from training.rlhf.config import RunConfig
-from training.rlhf.data import Split
+from training.rlhf.data import SPLITS, Split
 from training.rlhf.estimate import length_limit
 from training.rlhf.failures import Refused
 from training.rlhf.fitting import Checkpointed, GroupedByLength, settings
@@ -71,8 +71,9 @@ def errors(train: list[Unpaired], *, config: RunConfig, where: str) -> list[RunE
 
 def cautions(run_dir: RunDir, config: RunConfig) -> list[str]:
     """What people should know before the start, a sentence each."""
-    between = sum(_rated(run_dir, config, split).between for split in ("train", "test"))
-    train = [row for rows in tables(run_dir, config, "train").values() for row in rows]
+    parts = mixture.datasets_of(run_dir, config).values()
+    between = sum(_rated(part, config, split).between for part in parts for split in SPLITS)
+    train = [row for rows in mixture.joined(tables, run_dir, config, "train").values() for row in rows]
     good = config.kto.desirable_weight * sum(row.weight for row in train if row.label)
     bad = config.kto.undesirable_weight * sum(row.weight for row in train if not row.label)
     said = []

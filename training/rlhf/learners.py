@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.rlhf import rewards
+from training.rlhf import mixture, rewards
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Row, Split
 from training.rlhf.methods import METHODS
@@ -44,7 +44,12 @@ def _module(method: str) -> ModuleType:
 
 
 def tables(run_dir: RunDir, config: RunConfig, split: Split) -> dict[str, list[Any]]:
-    """Rows by table, as the method reads them; one that says nothing of it reads prompts."""
+    """Rows by table, as the method reads them, of all datasets of the run (training.rlhf.mixture)."""
+    return mixture.joined(tables_of_one, run_dir, config, split)
+
+
+def tables_of_one(run_dir: RunDir, config: RunConfig, split: Split) -> dict[str, list[Any]]:
+    """Rows by table of one dataset; a method that says nothing of it reads prompts."""
     read = getattr(_module(config.method), "tables", None)
     if read is None:
         return {"prompts": read_prompts(run_dir.data / f"prompts.{split}.jsonl")}
@@ -84,7 +89,8 @@ def setting_errors(
         of_rewards = rewards.problems(config)
         errors, warnings = [*errors, *of_rewards[0]], [*warnings, *of_rewards[1]]
     cautions = getattr(module, "cautions", None)
-    return errors, [*warnings, *([] if cautions is None else cautions(run_dir, config))]
+    said = [] if cautions is None else cautions(run_dir, config)
+    return errors, [*warnings, *said, *mixture.cautions(tables_of_one, run_dir, config)]
 
 
 def opening_words(method: str) -> str:

@@ -4,13 +4,13 @@ import math
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from training.rlhf import held_out, rendering
+from training.rlhf import held_out, learners, rendering
 from training.rlhf.config import RunConfig
 from training.rlhf.door import Message
 from training.rlhf.failures import Refused
 from training.rlhf.model_files import positions
 from training.rlhf.run_dir import RunDir
-from training.rlhf.single_rows import PromptRow, read_prompts
+from training.rlhf.single_rows import PromptRow
 
 
 def usable(
@@ -22,7 +22,7 @@ def usable(
     """
     path = run_dir.data / "prompts.train.jsonl"
     limit = min(config.training.max_length, positions(model_config)) - config.sampling.max_new_tokens
-    found = read_prompts(path)
+    found = [row for rows in learners.tables(run_dir, config, "train").values() for row in rows]
     kept = [row for row in found if _length(tokenizer, row.prompt) <= limit]
     if not kept:
         raise Refused(

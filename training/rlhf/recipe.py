@@ -3,20 +3,30 @@
 import gc
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import datasets
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from training.rlhf import adapters, evaluation, fitting, learners, loading, rendering, scoring
+from training.rlhf import (
+    adapters,
+    evaluation,
+    fitting,
+    learners,
+    loading,
+    mixture_evaluation,
+    rendering,
+    scoring,
+)
 from training.rlhf.config import RunConfig
 from training.rlhf.data import SPLITS, Fitting, Row, Split, drop_too_long
 from training.rlhf.estimate import row_limit
 from training.rlhf.failures import Refused
 from training.rlhf.methods import METHODS
 from training.rlhf.progress import Cancelled, report
-from training.rlhf.run_dir import ProgressWriter, RunDir
+from training.rlhf.run_dir import ProgressWriter, RunDir, write_json
 from training.rlhf.tuning import loaded_dtype, quantisation
 
 datasets.disable_progress_bars()
@@ -39,7 +49,8 @@ def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[
     loading.fit(model, tokenizer, where=config.model)
 
     progress.write("Reading the dataset")
-    rows = {split: fitting_rows(run_dir, config, tokenizer, model.config, split=split) for split in SPLITS}
+    parts = {split: fitting_parts(run_dir, config, tokenizer, model.config, split=split) for split in SPLITS}
+    rows = {split: together(found) for split, found in parts.items()}
     if not rows["train"].elements:
         raise Refused(
             f"No row is left to train on; {rows['train'].dropped} are longer than the run's limit.",
@@ -66,6 +77,7 @@ def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[
     if rows["test"].elements:
         progress.write("Measuring the loss on held-out rows")
         held_out = trainer.evaluate()
+    by_dataset = mixture_evaluation.measured(trainer, config, parts["test"])
     report(progress, {"train_seconds": seconds}, message="Saving the model")
     fitting.save_trained(trainer, tokenizer, run_dir=run_dir, config=config)
     del trainer, model
@@ -81,42 +93,59 @@ def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[
         "lineage": json.loads((run_dir.model / "lineage.json").read_text(encoding="utf-8")),
         "train_seconds": round(seconds, 2),
         "held_out": held_out,
+        "datasets": by_dataset,
     }
 
 
-def fitting_rows(
+def fitting_parts(
     run_dir: RunDir,
     config: RunConfig,
     tokenizer: PreTrainedTokenizerBase,
     model_config: PretrainedConfig,
     *,
     split: Split,
-) -> Fitting[Row]:
-    """Rows of a split that the method learns from, without those over the limit."""
-    parts = [
-        drop_too_long(
+) -> dict[str, Fitting[Row]]:
+    """Rows of a split that the method learns from, by table, without those over the limit."""
+    return {
+        table: drop_too_long(
             rows,
             limit=row_limit(table, config, model_config),
             count_tokens=lambda messages: len(rendering.conversation_ids(tokenizer, messages)),
         )
         for table, rows in learners.tables(run_dir, config, split).items()
-    ]
+    }
+
+
+def together(parts: Mapping[str, Fitting[Row]]) -> Fitting[Row]:
+    """Those of all tables, one after the other."""
     return Fitting(
-        [row for part in parts for row in part.elements],
-        sum(part.dropped for part in parts),
-        max((part.longest for part in parts), default=0),
+        [row for part in parts.values() for row in part.elements],
+        sum(part.dropped for part in parts.values()),
+        max((part.longest for part in parts.values()), default=0),
     )
 
 
-def evaluate(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[str, Any]:
+def evaluate(
+    run_dir: RunDir,
+    config: RunConfig,
+    progress: ProgressWriter,
+    *,
+    by_dataset: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Judge model/ as it stands on disk; leaves evaluation.json, and completions.jsonl for a policy.
 
     The model is whole, so it comes home also when its evaluation fails: the error is in place of the figures.
+    `by_dataset`: what `train` says of each dataset of a mixture.
     """
     try:
         if METHODS[config.method].makes == "policy":
-            return evaluation.evaluate_policy(run_dir, config, progress)
-        return evaluation.evaluate_reward_model(run_dir, config, progress)
+            found = evaluation.evaluate_policy(run_dir, config, progress)
+        else:
+            found = evaluation.evaluate_reward_model(run_dir, config, progress)
+        if config.mixture:
+            found["datasets"] = mixture_evaluation.of_datasets(run_dir, config, by_dataset, progress)
+            write_json(run_dir.evaluation, found)
+        return found
     except Cancelled:
         raise
     except Exception as error:

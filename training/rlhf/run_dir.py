@@ -4,6 +4,7 @@ config.json          the recipe (training.rlhf.config.RunConfig)
 data/                TABLE.train.jsonl and TABLE.test.jsonl of the tables that the method learns from
                      (training.rlhf.methods), prompts.test.jsonl (evaluation), requests.jsonl (sampling),
                      constitution.json (methods that make a dataset)
+data/mixture/NAME/   the same of each further dataset (training.rlhf.mixture)
 preflight.json       written by `python -m training.rlhf RUN_DIR --preflight`
 progress.jsonl       appended: one ProgressLine a line, `seq` counts from 1 without gaps
 checkpoints/         checkpoint-STEP/, usable once it holds `complete.json`
@@ -108,6 +109,10 @@ class RunDir:
         self.error = self.path / "error.json"
         self.result = self.path / "result.json"
         self.lock = self.path / "lock"
+
+    def mixed_data(self, name: str) -> Path:
+        """The tables of a further dataset of the mixture."""
+        return self.path / "data" / "mixture" / name
 
     @property
     def is_complete(self) -> bool:

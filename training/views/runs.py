@@ -16,7 +16,7 @@ from training.forms.run import RunForm
 from training.ingredients import TRAINABLE, can_be_learnt_from, datasets_to_learn_from, trained_policies
 from training.models import Artifact, Run
 from training.rlhf.methods import METHODS
-from training.views import evaluations, method_choice
+from training.views import evaluations, method_choice, mixtures
 from training.views.curves import curves_of
 from training.views.queue import waits_behind
 from training.views.settings import rewards_in_words, settings_in_words
@@ -51,6 +51,7 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponse:
                 policy=form.cleaned_data["policy"],
                 reward_model=form.cleaned_data.get("reward_model"),
                 config=form.config,
+                mixture=form.mixed,
                 created_by=request.user if request.user.is_authenticated else None,
                 start_when_ready=form.cleaned_data["start_when_ready"],
                 then_next_round=form.cleaned_data.get("then_next_round", True),
@@ -112,6 +113,7 @@ def run(request: HttpRequest, run_id: int) -> HttpResponse:
             "settings_shown": settings_in_words(found),
             "rewards": rewards_in_words(found),
             "curves": curves_of(found),
+            "mixture": found.mixture.select_related("dataset"),
         },
     )
 
@@ -137,6 +139,7 @@ def _state_context(run: Run) -> dict[str, Any]:
         "took": run.ended_at - run.started_at if run.started_at and run.ended_at else None,
         "reward_evaluation": evaluations.reward_evaluation(run) if evaluation else None,
         "rating_evaluation": evaluations.rating_evaluation(evaluation),
+        "dataset_evaluation": mixtures.dataset_evaluation(run) if evaluation else None,
         "policy_figures": evaluations.policy_figures(evaluation),
         "evaluation_error": evaluations.evaluation_error(evaluation),
         "artifact": _artifact_of(run),
