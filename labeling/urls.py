@@ -3,7 +3,7 @@
 from django.urls import path
 from django.urls.resolvers import URLPattern
 
-from labeling.views import datasets, home, imports, judge, projects, rounds
+from labeling.views import constitutions, datasets, home, imports, judge, projects, rounds
 
 urlpatterns: list[URLPattern] = [
     path("", home.home, name="home"),
@@ -28,6 +28,10 @@ urlpatterns: list[URLPattern] = [
     path("projects/<slug:slug>/settings/members/", projects.member_set, name="member_set"),
     path(
         "projects/<slug:slug>/settings/members/<int:pk>/remove/", projects.member_remove, name="member_remove"
+    ),
+    path("projects/<slug:slug>/constitution/", constitutions.constitution, name="constitution"),
+    path(
+        "projects/<slug:slug>/constitution/edit/", constitutions.constitution_edit, name="constitution_edit"
     ),
     path("projects/<slug:slug>/import/", imports.import_new, name="import"),
     path("imports/<int:pk>/", imports.import_report, name="import_report"),

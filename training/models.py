@@ -8,7 +8,7 @@ from django.db import models
 from django.db.models.functions import Now
 from django.urls import reverse
 
-from labeling.models import Policy, PreferenceDataset, Project, Round
+from labeling.models import Constitution, Policy, PreferenceDataset, Project, Round
 from labeling.models.projects import AnyUser
 from training.rlhf.methods import METHODS
 
@@ -57,6 +57,8 @@ class Run(models.Model):
         GRPO = "grpo", METHODS["grpo"].label
         REJECTION_SAMPLING = "rejection_sampling", METHODS["rejection_sampling"].label
         DISTILLATION = "distillation", METHODS["distillation"].label
+        CRITIQUE_REVISION = "critique_revision", METHODS["critique_revision"].label
+        AI_PREFERENCES = "ai_preferences", METHODS["ai_preferences"].label
         SAMPLE = "sample", METHODS["sample"].label
 
     class State(models.TextChoices):
@@ -84,6 +86,12 @@ class Run(models.Model):
     )
     round = models.ForeignKey(  # the round that a sampling run writes for
         Round, null=True, blank=True, on_delete=models.CASCADE, related_name="sampling_runs"
+    )
+    constitution = models.ForeignKey(  # by which a run writes or judges
+        Constitution, null=True, blank=True, on_delete=models.PROTECT, related_name="runs"
+    )
+    made_dataset = models.OneToOneField(  # what a run that writes data left
+        PreferenceDataset, null=True, blank=True, on_delete=models.SET_NULL, related_name="made_by"
     )
     preflight = models.JSONField(default=dict, blank=True)  # the child's preflight.json
     evaluation = models.JSONField(default=dict, blank=True)  # the child's evaluation.json
@@ -141,7 +149,7 @@ class Run(models.Model):
 
     @property
     def makes(self) -> str:
-        """reward_model, policy or completions."""
+        """reward_model, policy, dataset or completions."""
         return METHODS[self.method].makes
 
     @property

@@ -14,7 +14,7 @@ from typing import IO, Any, Self
 
 from labeling.datasets.rows import Row
 
-TABLES = ("pairs", "rankings", "ratings", "prompts")
+TABLES = ("pairs", "rankings", "ratings", "demonstrations", "prompts")
 SPLITS = ("train", "test")
 ROWS_AT_ONCE = 1000
 ARROW_FILE = "data-00000-of-00001.arrow"
@@ -49,6 +49,7 @@ def schema_of(table: str) -> Any:
             ("rater", pa.int64()),
             ("weight", pa.float64()),
         ],
+        "demonstrations": [("prompt", messages), ("completion", messages)],
         "prompts": [("prompt", messages)],
     }
     return pa.schema(columns[table])

@@ -48,7 +48,7 @@ def _first_row(folder: Path) -> dict[str, Any] | None:
 
 
 def _preview(table: str, row: dict[str, Any]) -> RowPreview:
-    completions, facts = {"pairs": _pair, "rankings": _ranking, "ratings": _rating}.get(table, _nothing)(row)
+    completions, facts = PREVIEWS.get(table, _nothing)(row)
     turns = row["prompt"]
     prompt = [_text([turn], turn["role"].capitalize() if len(turns) > 1 else "Prompt") for turn in turns]
     return RowPreview(table=table, prompt=prompt, completions=completions, facts=facts)
@@ -72,6 +72,10 @@ def _rating(row: dict[str, Any]) -> tuple[list[Text], str]:
     return [said], f"rater {row['rater']}, weight {row['weight']:g}"
 
 
+def _demonstration(row: dict[str, Any]) -> tuple[list[Text], str]:
+    return [_text(row["completion"], "Completion to imitate", "good")], ""
+
+
 def _nothing(row: dict[str, Any]) -> tuple[list[Text], str]:
     return [], ""
 
@@ -80,3 +84,6 @@ def _text(turns: list[Message], caption: str, tone: str = "") -> Text:
     whole = "\n\n".join(turn["content"] for turn in turns)
     shown = whole if len(whole) <= SHOWN else f"{whole[:SHOWN]} …"
     return Text(caption, render_markdown(shown), tone)
+
+
+PREVIEWS = {"pairs": _pair, "rankings": _ranking, "ratings": _rating, "demonstrations": _demonstration}

@@ -37,11 +37,16 @@ class RatingRow(TypedDict):
     weight: float
 
 
+class DemonstrationRow(TypedDict):
+    prompt: list[Message]
+    completion: list[Message]
+
+
 class PromptRow(TypedDict):
     prompt: list[Message]
 
 
-Row = PairRow | RankingRow | RatingRow | PromptRow
+Row = PairRow | RankingRow | RatingRow | DemonstrationRow | PromptRow
 
 
 def rows_of(task: JudgedTask, result: Aggregate, *, raters: Mapping[int, int]) -> Iterator[tuple[str, Row]]:

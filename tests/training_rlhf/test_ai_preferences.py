@@ -190,7 +190,7 @@ FAST = {"learning_rate": 3e-3, "batch_size": 8, "bf16": False, "max_length": 128
 
 def says_two_things(make_run: MakeRun) -> str:
     """The tiny policy after SFT on as many kind answers as rude ones; its folder."""
-    run_dir = make_run("sft", training=FAST | {"epochs": 8})
+    run_dir = make_run("sft", training=FAST | {"epochs": 20})
     rows = [
         {
             "prompt": [{"role": "user", "content": f"Say {number}."}],
