@@ -6,7 +6,9 @@ from labeling.models import Policy, PreferenceDataset, Project
 from training.models import Artifact, Run
 from training.rlhf.methods import METHODS
 
-TRAINABLE = tuple(name for name, method in METHODS.items() if method.tables)  # every method but sampling
+TRAINABLE = tuple(name for name, method in METHODS.items() if method.tables)  # what makes a model
+MAKING = tuple(name for name, method in METHODS.items() if method.makes == "dataset")
+OFFERED = (*TRAINABLE, *MAKING)  # on the page of a new run
 LABELLED = ("pairs", "rankings", "ratings", "unpaired", "demonstrations", "texts")  # all but the prompts
 
 
@@ -23,6 +25,8 @@ def can_be_learnt_from(dataset: PreferenceDataset, method: str) -> bool:
 def datasets_to_learn_from(project: Project, method: str) -> QuerySet[PreferenceDataset]:
     """The newest first."""
     tables = list(METHODS[method].tables)
+    if not tables:
+        return project.datasets.none()
     return project.datasets.filter(manifest__tables__has_any_keys=tables).order_by("-pk")
 
 

@@ -268,7 +268,8 @@ def settings_of(run: Run) -> dict[str, Any]:
         **setting_fields.flat(run.method, recipe),
         **{name: getattr(run, name) for name in ("dataset", "policy", "reward_model", "then_next_round")},
     }
-    values["max_length"] = max(values["max_length"], _longest_dropped(run))
+    if "max_length" in values:
+        values["max_length"] = max(values["max_length"], _longest_dropped(run))
     return values
 
 

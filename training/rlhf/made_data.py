@@ -143,16 +143,12 @@ def check(run_dir: RunDir, config: RunConfig) -> Preflight:
     elif config.ai_preferences.judge:
         loading.load_tokenizer(config.ai_preferences.judge)
         loading.check_weights(config.ai_preferences.judge, purpose="policy")
-    first = prompts.asked[0].prompt
     return Preflight(
         ok=True,
         errors=[],
         warnings=warnings,
         rows={"prompts": prompts.rows},
-        template={
-            "hash": rendering.template_hash(tokenizer),
-            "sample": rendering.render_conversation(tokenizer, [*first, said("…")]),
-        },
+        template={"hash": rendering.template_hash(tokenizer)},
         estimate={},
     )
 

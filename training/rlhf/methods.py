@@ -25,8 +25,8 @@ class Method:
 
     @property
     def draws(self) -> bool:
-        """Whether the policy writes while it learns: how it does so is part of what it learns."""
-        return self.is_online or self.needs_teacher
+        """Whether the policy writes while it learns, or writes what others learn: how it does so matters."""
+        return self.is_online or self.needs_teacher or self.makes == "dataset"
 
 
 METHODS: dict[str, Method] = {

@@ -13,10 +13,17 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from labeling.models import Project
 from training import runs
 from training.forms.run import RunForm
-from training.ingredients import TRAINABLE, can_be_learnt_from, datasets_to_learn_from, trained_policies
+from training.ingredients import (
+    MAKING,
+    OFFERED,
+    TRAINABLE,
+    can_be_learnt_from,
+    datasets_to_learn_from,
+    trained_policies,
+)
 from training.models import Artifact, Run
 from training.rlhf.methods import METHODS
-from training.views import evaluations, method_choice, mixtures
+from training.views import constitutional, evaluations, method_choice, mixtures
 from training.views.curves import curves_of
 from training.views.queue import waits_behind
 from training.views.settings import rewards_in_words, settings_in_words
@@ -32,6 +39,9 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponse:
     like = _run_like(request, project)
     dataset = project.datasets.filter(pk=_number(request, "dataset") or 0).first()
     asked = request.GET.get("method")
+    chosen = asked or (like.method if like else "")
+    if chosen in MAKING:
+        return constitutional.run_new(request, project, chosen, like)
     method = asked or (like.method if like else method_choice.likely_method(project, dataset))
     if method not in TRAINABLE:
         method = Run.Method.REWARD_MODEL
@@ -80,7 +90,7 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponse:
 def _run_like(request: HttpRequest, project: Project) -> Run | None:
     """The run whose settings a link to the form names."""
     pk = _number(request, "like")
-    return project.runs.filter(method__in=TRAINABLE, pk=pk).first() if pk is not None else None
+    return project.runs.filter(method__in=OFFERED, pk=pk).first() if pk is not None else None
 
 
 def _chosen_in(request: HttpRequest) -> dict[str, int]:
@@ -122,7 +132,7 @@ def _run_of(request: HttpRequest, run_id: int) -> Run:
     return get_object_or_404(
         Run.objects.managed_by(request.user).select_related(
             "project", "dataset", "policy", "reward_model__run__dataset", "round", "created_by",
-            "artifact__policy", "next_round",
+            "artifact__policy", "next_round", "constitution__project", "made_dataset",
         ),
         pk=run_id,
     )  # fmt: skip
@@ -143,6 +153,8 @@ def _state_context(run: Run) -> dict[str, Any]:
         "policy_figures": evaluations.policy_figures(evaluation),
         "evaluation_error": evaluations.evaluation_error(evaluation),
         "artifact": _artifact_of(run),
+        "made": constitutional.made_figures(run),
+        "made_samples": constitutional.samples_of(run),
     }
 
 
