@@ -3,7 +3,7 @@
 from django.urls import path
 from django.urls.resolvers import URLPattern
 
-from labeling.views import constitutions, datasets, home, imports, judge, projects, rounds
+from labeling.views import audits, constitutions, datasets, home, imports, judge, projects, rounds
 
 urlpatterns: list[URLPattern] = [
     path("", home.home, name="home"),
@@ -41,6 +41,7 @@ urlpatterns: list[URLPattern] = [
     path("rounds/<int:pk>/reopen/", rounds.round_reopen, name="round_reopen"),
     path("projects/<slug:slug>/datasets/new/", datasets.dataset_new, name="dataset_new"),
     path("datasets/<int:pk>/", datasets.dataset, name="dataset"),
+    path("datasets/<int:pk>/audit/", audits.audit_new, name="audit_new"),
     path("datasets/<int:pk>/all.zip", datasets.dataset_zip, name="dataset_zip"),
     path("datasets/<int:pk>/files/<path:name>", datasets.dataset_file, name="dataset_file"),
 ]

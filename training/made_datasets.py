@@ -116,13 +116,13 @@ def _read(run: Run, run_dir: RunDir) -> Found:
     name = FILES[Run.Method(run.method)]
     found = Found()
     path = run_dir.path / name
-    number = 0
     try:
-        for number, line in enumerate(read_jsonl(path), start=1):
+        for line in read_jsonl(path):
             _take(run.method, line, found)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise MadeRowsRefused(f"{name}, line {number}, cannot be used: {error}.") from error
-    if not number:
+        number = found.outcomes.total() + 1
+        raise MadeRowsRefused(f"{name}, line {number} or so, cannot be used: {error!r}.") from error
+    if not found.lineage:
         raise MadeRowsRefused(f"{name} holds no row.")
     return found
 

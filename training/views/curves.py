@@ -173,7 +173,7 @@ BY_METHOD: dict[str, tuple[Curve, ...]] = {
     "critique_revision": (
         Curve(
             title="Answers that changed",
-            meaning="The share of answers that the policy wrote anew, and of revisions that come to an end by "
+            meaning="The share of answers that the policy wrote anew, and of revisions that end by "
             "themselves; those that are cut are left out.",
             share=True,
             lines={"changed": ("revisions/changed",), "ended": ("eos_rate",)},
@@ -191,8 +191,8 @@ BY_METHOD: dict[str, tuple[Curve, ...]] = {
     "ai_preferences": (
         Curve(
             title="What the judge says",
-            meaning="Shares of its verdicts. A choice that changes when the two are exchanged is inconsistent, "
-            "and what is no answer is nonsense: neither is ever a preference.",
+            meaning="Shares of its verdicts. A choice that changes when the two are exchanged is "
+            "inconsistent, and what is no answer is nonsense: neither is ever a preference.",
             share=True,
             lines={
                 "prefers one": ("verdicts/decided",),
