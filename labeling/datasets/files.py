@@ -14,7 +14,7 @@ from typing import IO, Any, Self
 
 from labeling.datasets.rows import Row
 
-TABLES = ("pairs", "rankings", "ratings", "demonstrations", "prompts")
+TABLES = ("pairs", "rankings", "ratings", "unpaired", "demonstrations", "texts", "prompts")
 SPLITS = ("train", "test")
 ROWS_AT_ONCE = 1000
 ARROW_FILE = "data-00000-of-00001.arrow"
@@ -49,7 +49,9 @@ def schema_of(table: str) -> Any:
             ("rater", pa.int64()),
             ("weight", pa.float64()),
         ],
+        "unpaired": [("prompt", messages), ("completion", messages), ("label", pa.bool_())],
         "demonstrations": [("prompt", messages), ("completion", messages)],
+        "texts": [("text", pa.string())],
         "prompts": [("prompt", messages)],
     }
     return pa.schema(columns[table])

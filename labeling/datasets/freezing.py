@@ -1,4 +1,4 @@
-"""Freeze: the labels of closed rounds become a dataset that never changes again."""
+"""Freeze: labels of closed rounds, and collections, become a dataset that never changes again."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from django.conf import settings
 from django.db import transaction
@@ -15,12 +15,13 @@ from django.db import transaction
 from labeling.comparisons import Aggregate, Rule, aggregate
 from labeling.datasets import manifest as manifests
 from labeling.datasets.errors import FreezeFailed, InvalidFreeze, NothingToFreeze
+from labeling.datasets.examples import entries, example_rows
 from labeling.datasets.files import DatasetWriter
 from labeling.datasets.folders import draft_folder, folder_name, move_in
 from labeling.datasets.judgements import JudgedTask, judged_tasks
 from labeling.datasets.manifest import FORMAT, SPLIT_RULE, LabelCounts, Manifest, Parents, RoundEntry
 from labeling.datasets.rows import prompt_rows, rows_of
-from labeling.models import Assignment, Policy, PreferenceDataset, Project, Round, Skip
+from labeling.models import Assignment, Collection, Policy, PreferenceDataset, Project, Round, Skip
 
 
 def folder_of(dataset: PreferenceDataset) -> Path:
@@ -28,25 +29,54 @@ def folder_of(dataset: PreferenceDataset) -> Path:
     return Path(settings.DATASETS_DIR) / dataset.folder
 
 
-def freeze(*, project: Project, rounds: Sequence[Round], rule: str, name: str) -> PreferenceDataset:
-    """Aggregate every label of these closed rounds by the rule, and write the dataset.
+def freeze(
+    *,
+    project: Project,
+    rounds: Sequence[Round],
+    rule: str,
+    name: str,
+    collections: Sequence[Collection] = (),
+    source: str = "",
+) -> PreferenceDataset:
+    """Aggregate every label of these closed rounds by the rule, and write the dataset with the collections.
+
+    `source` says who judged; where it is left out, people did, unless everything came from files.
 
     Either the dataset is there with all its files, or a FreezeError says why not and nothing is left behind.
     Takes seconds for each ten thousand labels.
     """
     name = name.strip()
     rounds = sorted(rounds, key=lambda round: round.number)
-    _refuse_what_cannot_be(project=project, rounds=rounds, rule=rule, name=name)
+    collections = sorted(collections, key=lambda collection: collection.pk)
+    _refuse_what_cannot_be(project=project, rounds=rounds, collections=collections, rule=rule, name=name)
     closed = _closed_at(rounds)
     with draft_folder() as draft:
-        manifest = _write(draft, project=project, rounds=rounds, rule=cast(Rule, rule))
-        digest = manifests.write(draft, manifest)
+        manifest = _write(
+            draft, project=project, rounds=rounds, collections=collections, rule=cast(Rule, rule)
+        )
         return _publish(
-            draft, project=project, closed=closed, rule=rule, name=name, manifest=manifest, digest=digest
+            draft,
+            project=project,
+            closed=closed,
+            collections=collections,
+            name=name,
+            columns={
+                "rule": rule,
+                "source": source or _source_of(rounds),
+                "manifest": manifest,
+                "digest": manifests.write(draft, manifest),
+            },
         )
 
 
-def _refuse_what_cannot_be(*, project: Project, rounds: Sequence[Round], rule: str, name: str) -> None:
+def _source_of(rounds: Sequence[Round]) -> str:
+    by_hand = any(round.plan.get("source") != "import" for round in rounds)
+    return PreferenceDataset.Source.HUMAN if by_hand else PreferenceDataset.Source.IMPORT
+
+
+def _refuse_what_cannot_be(
+    *, project: Project, rounds: Sequence[Round], collections: Sequence[Collection], rule: str, name: str
+) -> None:
     if rule not in PreferenceDataset.Rule.values:
         raise InvalidFreeze(
             f"There is no rule {rule!r}: take one of {', '.join(PreferenceDataset.Rule.values)}."
@@ -56,11 +86,11 @@ def _refuse_what_cannot_be(*, project: Project, rounds: Sequence[Round], rule: s
         raise InvalidFreeze(f"A dataset needs a name of 1 to {longest} characters on one line.")
     if project.datasets.filter(name=name).exists():
         raise InvalidFreeze(_taken(project, name))
-    if not rounds:
-        raise InvalidFreeze("Choose at least one closed round.")
-    for round in rounds:
-        if round.project_id != project.pk:
-            raise InvalidFreeze(f"{round} belongs to another project than {project}.")
+    if not rounds and not collections:
+        raise InvalidFreeze("Choose at least one closed round, or what a file brought in.")
+    for one in (*rounds, *collections):
+        if one.project_id != project.pk:
+            raise InvalidFreeze(f"{one} belongs to another project than {project}.")
 
 
 def _taken(project: Project, name: str) -> str:
@@ -128,7 +158,9 @@ class _Account:
         )
 
 
-def _write(draft: Path, *, project: Project, rounds: Sequence[Round], rule: Rule) -> Manifest:
+def _write(
+    draft: Path, *, project: Project, rounds: Sequence[Round], collections: Sequence[Collection], rule: Rule
+) -> Manifest:
     raters = _rater_numbers(rounds)
     account = _Account()
     with DatasetWriter(draft) as writer:
@@ -137,8 +169,11 @@ def _write(draft: Path, *, project: Project, rounds: Sequence[Round], rule: Rule
             account.add(task, result)
             for table, row in rows_of(task, result, raters=raters):
                 writer.write(table, task.prompt.split, row)
-        account.refuse_the_uninformative()
-        for split, prompt_row in prompt_rows(rounds):
+        if not collections:
+            account.refuse_the_uninformative()
+        for table, split, example_row in example_rows(collections):
+            writer.write(table, split, example_row)
+        for split, prompt_row in prompt_rows(rounds, collections):
             writer.write("prompts", split, prompt_row)
     _refuse_lost_labels(account, rounds)
     return Manifest(
@@ -146,7 +181,7 @@ def _write(draft: Path, *, project: Project, rounds: Sequence[Round], rule: Rule
         project=project.slug,
         rule=rule,
         split=SPLIT_RULE,
-        parents=_parents(rounds, account),
+        parents=_parents(rounds, collections, account),
         labels=LabelCounts(
             read=account.read,
             used=account.used,
@@ -184,9 +219,9 @@ def _rater_numbers(rounds: Sequence[Round]) -> dict[int, int]:
     return {rater: number for number, rater in enumerate(ids, start=1) if rater is not None}
 
 
-def _parents(rounds: Sequence[Round], account: _Account) -> Parents:
+def _parents(rounds: Sequence[Round], collections: Sequence[Collection], account: _Account) -> Parents:
     policies = Policy.objects.in_bulk(list(account.completions_by_policy))
-    return Parents(
+    parents = Parents(
         rounds=[
             RoundEntry(
                 number=round.number,
@@ -211,6 +246,9 @@ def _parents(rounds: Sequence[Round], account: _Account) -> Parents:
             for pk in sorted(policies)
         ],
     )
+    if collections:  # datasets without any keep the bytes that they had before there were some
+        parents["collections"] = entries(collections)
+    return parents
 
 
 def _publish(
@@ -218,10 +256,9 @@ def _publish(
     *,
     project: Project,
     closed: dict[Round, datetime | None],
-    rule: str,
+    collections: Sequence[Collection],
     name: str,
-    manifest: Manifest,
-    digest: str,
+    columns: dict[str, Any],
 ) -> PreferenceDataset:
     """Make the row, then rename the folder, then commit: a row never stands without its files."""
     folder = folder_name(project, name)
@@ -233,10 +270,11 @@ def _publish(
         dataset, is_new = PreferenceDataset.objects.get_or_create(
             project=project,
             name=name,
-            defaults={"rule": rule, "folder": folder, "manifest": manifest, "digest": digest},
+            defaults={"folder": folder, **columns},
         )
         if not is_new:
             raise InvalidFreeze(_taken(project, name))
         dataset.rounds.set(closed)
+        dataset.collections.set(collections)
         move_in(draft, folder)
     return dataset

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from labeling.datasets.examples import CollectionEntry
+
 FORMAT = 1
 NAME = "manifest.json"
 SPLIT_RULE = "by prompt: what is held out is test, in every round and every dataset of the project"
@@ -40,6 +42,7 @@ class RoundEntry(TypedDict):
 
 class Parents(TypedDict):
     rounds: list[RoundEntry]
+    collections: NotRequired[list[CollectionEntry]]  # what files brought in that compares nothing
     policies: list[dict[str, Any]]  # who wrote the completions that were judged, and how many
 
 

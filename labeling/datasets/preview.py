@@ -48,8 +48,8 @@ def _first_row(folder: Path) -> dict[str, Any] | None:
 
 
 def _preview(table: str, row: dict[str, Any]) -> RowPreview:
-    completions, facts = PREVIEWS.get(table, _nothing)(row)
-    turns = row["prompt"]
+    completions, facts = _READERS.get(table, _nothing)(row)
+    turns = row.get("prompt", [])
     prompt = [_text([turn], turn["role"].capitalize() if len(turns) > 1 else "Prompt") for turn in turns]
     return RowPreview(table=table, prompt=prompt, completions=completions, facts=facts)
 
@@ -72,8 +72,17 @@ def _rating(row: dict[str, Any]) -> tuple[list[Text], str]:
     return [said], f"rater {row['rater']}, weight {row['weight']:g}"
 
 
+def _single(row: dict[str, Any]) -> tuple[list[Text], str]:
+    good = row["label"]
+    return [_text(row["completion"], "Good" if good else "Bad", "good" if good else "bad")], ""
+
+
 def _demonstration(row: dict[str, Any]) -> tuple[list[Text], str]:
-    return [_text(row["completion"], "Completion to imitate", "good")], ""
+    return [_text(row["completion"], "Completion")], ""
+
+
+def _plain(row: dict[str, Any]) -> tuple[list[Text], str]:
+    return [_text([Message(role="", content=row["text"])], "Text")], ""
 
 
 def _nothing(row: dict[str, Any]) -> tuple[list[Text], str]:
@@ -86,4 +95,11 @@ def _text(turns: list[Message], caption: str, tone: str = "") -> Text:
     return Text(caption, render_markdown(shown), tone)
 
 
-PREVIEWS = {"pairs": _pair, "rankings": _ranking, "ratings": _rating, "demonstrations": _demonstration}
+_READERS = {
+    "pairs": _pair,
+    "rankings": _ranking,
+    "ratings": _rating,
+    "unpaired": _single,
+    "demonstrations": _demonstration,
+    "texts": _plain,
+}

@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypedDict
 
+from django.db.models import Q
+
 from labeling.comparisons import Aggregate
 from labeling.datasets.judgements import JudgedTask
-from labeling.models import Prompt, Round, Task
+from labeling.models import Collection, Example, Prompt, Round, Task
 from labeling.models.prompts import Message
 
 PROMPTS_AT_ONCE = 1000
@@ -37,16 +39,26 @@ class RatingRow(TypedDict):
     weight: float
 
 
+class UnpairedRow(TypedDict):
+    prompt: list[Message]
+    completion: list[Message]
+    label: bool
+
+
 class DemonstrationRow(TypedDict):
     prompt: list[Message]
     completion: list[Message]
+
+
+class TextRow(TypedDict):
+    text: str
 
 
 class PromptRow(TypedDict):
     prompt: list[Message]
 
 
-Row = PairRow | RankingRow | RatingRow | DemonstrationRow | PromptRow
+Row = PairRow | RankingRow | RatingRow | UnpairedRow | DemonstrationRow | TextRow | PromptRow
 
 
 def rows_of(task: JudgedTask, result: Aggregate, *, raters: Mapping[int, int]) -> Iterator[tuple[str, Row]]:
@@ -93,10 +105,15 @@ def rows_of(task: JudgedTask, result: Aggregate, *, raters: Mapping[int, int]) -
         )
 
 
-def prompt_rows(rounds: Sequence[Round]) -> Iterator[tuple[str, PromptRow]]:
-    """Every prompt that was asked in these rounds as (split, row); others may come and go."""
-    asked = Task.objects.filter(round__in=rounds).values("prompt")
-    prompts = Prompt.objects.filter(pk__in=asked).order_by("pk").values_list("split", "messages")
+def prompt_rows(
+    rounds: Sequence[Round], collections: Sequence[Collection] = ()
+) -> Iterator[tuple[str, PromptRow]]:
+    """Every prompt that these rounds asked or collections answer, as (split, row); others may come and go."""
+    asked = Q(pk__in=Task.objects.filter(round__in=rounds).values("prompt"))
+    if collections:
+        answered = Example.objects.filter(collection__in=collections, prompt__isnull=False)
+        asked |= Q(pk__in=answered.values("prompt"))
+    prompts = Prompt.objects.filter(asked).order_by("pk").values_list("split", "messages")
     for split, messages in prompts.iterator(chunk_size=PROMPTS_AT_ONCE):
         yield split, PromptRow(prompt=messages_of(messages))
 

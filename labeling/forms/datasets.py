@@ -6,7 +6,7 @@ from typing import Any
 from django import forms
 from django.db.models import QuerySet
 
-from labeling.models import PreferenceDataset, Project, Protocol, Round
+from labeling.models import Collection, PreferenceDataset, Project, Protocol, Round
 
 Rule, Kind = PreferenceDataset.Rule, Protocol.Kind
 
@@ -42,12 +42,14 @@ def rule_help(rule: PreferenceDataset.Rule, kinds: set[str]) -> list[str]:
     return [text for kind, text in said.items() if kind in kinds]
 
 
-def free_name(project: Project, rounds: Sequence[Round]) -> str:
-    """ "Round 1 dataset", "Rounds 1 to 3 dataset", "Rounds 1, 3 dataset"; numbered when that is taken."""
+def free_name(project: Project, rounds: Sequence[Round], collections: Sequence[Collection] = ()) -> str:
+    """ "Round 1 dataset", "Rounds 1 to 3 dataset", "Rounds 1, 3 dataset"; numbered when that is taken.
+
+    Without a round, what the first collection is called.
+    """
     taken = set(PreferenceDataset.objects.filter(project=project).values_list("name", flat=True))
-    return next(
-        name for name in _variants(_name_of(sorted(one.number for one in rounds))) if name not in taken
-    )
+    proposed = _name_of(sorted(one.number for one in rounds)) if rounds else str(collections[0])[:110]
+    return next(name for name in _variants(proposed) if name not in taken)
 
 
 def _name_of(numbers: list[int]) -> str:
@@ -72,12 +74,20 @@ class RoundChoice(forms.ModelMultipleChoiceField):
         return f"{obj}: {obj.protocol.get_kind_display().lower()}, {labels}"
 
 
+class CollectionChoice(forms.ModelMultipleChoiceField):
+    def label_from_instance(self, obj: Any) -> str:
+        return f"{obj}: {obj.rows:,} row{'' if obj.rows == 1 else 's'}"
+
+
 class DatasetForm(forms.Form):
     rounds = RoundChoice(
         queryset=None,
         label="Closed rounds",
         widget=forms.CheckboxSelectMultiple,
-        error_messages={"required": "Choose at least one closed round."},
+        required=False,
+    )
+    collections = CollectionChoice(
+        queryset=None, label="What files brought in", widget=forms.CheckboxSelectMultiple, required=False
     )
     rule = forms.ChoiceField(
         label="When several raters judged a task",
@@ -93,11 +103,15 @@ class DatasetForm(forms.Form):
         choice = self.fields["rounds"]
         assert isinstance(choice, forms.ModelMultipleChoiceField)
         choice.queryset = rounds
+        files = self.fields["collections"]
+        assert isinstance(files, forms.ModelMultipleChoiceField)
+        files.queryset = project.collections.order_by("-pk")
+        self.has_collections = files.queryset.exists()
 
     @property
     def asks_for_rule(self) -> bool:
-        """Ratings are kept one by one, so a project of ratings has nothing to choose."""
-        return self.kinds != {Kind.RATING}
+        """Ratings are kept one by one, so a project of ratings, or of files, has nothing to choose."""
+        return bool(self.kinds - {Kind.RATING})
 
     @property
     def rules(self) -> list[tuple[Any, list[str]]]:
@@ -116,6 +130,11 @@ class DatasetForm(forms.Form):
     def clean(self) -> dict[str, Any]:
         """A proposed name that nobody touched follows the rounds that were chosen instead."""
         cleaned = super().clean() or self.cleaned_data
-        if cleaned.get("rounds") and "rounds" in self.changed_data and "name" not in self.changed_data:
-            cleaned["name"] = free_name(self.project, list(cleaned["rounds"]))
+        rounds, collections = (list(cleaned.get(name) or []) for name in ("rounds", "collections"))
+        if not rounds and not collections:
+            has_rounds = bool(self.kinds)
+            said = "Choose at least one closed round" + (" or file." if self.has_collections else ".")
+            self.add_error("rounds" if has_rounds else "collections", said)
+        elif {"rounds", "collections"} & set(self.changed_data) and "name" not in self.changed_data:
+            cleaned["name"] = free_name(self.project, rounds, collections)
         return cleaned

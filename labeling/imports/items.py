@@ -1,4 +1,4 @@
-"""What a file is read into, whatever its form: a prompt, its completions, at most one judgement."""
+"""What a file is read into, whatever its form: a prompt, completions, at most one judgement; or a text."""
 
 from dataclasses import dataclass, field
 
@@ -33,6 +33,15 @@ class Ranking:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """What an item is that compares nothing. `kind` is of labeling.models.Collection."""
+
+    kind: str
+    good: bool | None = None  # of a single judgement
+    text: str = ""  # of a text, which has no prompt
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
     text: str
     source: str = ""  # its id in the file, where it has one
@@ -43,6 +52,7 @@ class Item:
     prompt: list[Message]
     replies: tuple[Reply, ...] = ()
     judgement: Comparison | Ranking | None = None
+    example: Example | None = None
     line: int = field(default=0)
 
 

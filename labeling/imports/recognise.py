@@ -20,6 +20,13 @@ class Form(StrEnum):
     PAIRS_CSV = "pairs-csv"
     RANKINGS_JSONL = "rankings-jsonl"
     OPEN_ASSISTANT = "open-assistant"
+    DEMONSTRATIONS_JSONL = "demonstrations-jsonl"
+    DEMONSTRATIONS_CSV = "demonstrations-csv"
+    UNPAIRED_JSONL = "unpaired-jsonl"
+    UNPAIRED_CSV = "unpaired-csv"
+    TEXTS_JSONL = "texts-jsonl"
+    TEXTS_CSV = "texts-csv"
+    TEXTS_TXT = "texts-txt"
 
     @property
     def described(self) -> str:
@@ -34,6 +41,13 @@ TITLES = {
     Form.PAIRS_CSV: "Preference pairs (CSV with prompt, chosen and rejected)",
     Form.RANKINGS_JSONL: "Rankings (JSONL with prompt, completions and ranks)",
     Form.OPEN_ASSISTANT: "Open-Assistant conversation trees (JSONL)",
+    Form.DEMONSTRATIONS_JSONL: "Demonstrations (JSONL with prompt and completion, or messages)",
+    Form.DEMONSTRATIONS_CSV: "Demonstrations (CSV with prompt and completion)",
+    Form.UNPAIRED_JSONL: "Single judgements (JSONL with prompt, completion and label)",
+    Form.UNPAIRED_CSV: "Single judgements (CSV with prompt, completion and label)",
+    Form.TEXTS_JSONL: "Texts of a field (JSONL with text)",
+    Form.TEXTS_CSV: "Texts of a field (CSV with a column text)",
+    Form.TEXTS_TXT: "Texts of a field, parted by blank lines (TXT)",
 }
 
 
@@ -75,12 +89,27 @@ def _form_of_object(row: dict[str, Any]) -> Form:
         return Form.PAIRS_JSONL
     if "completions" in row and "ranks" in row:
         return Form.RANKINGS_JSONL
+    if _holds_completion(row) and "rating" not in row:
+        return Form.UNPAIRED_JSONL if "label" in row else Form.DEMONSTRATIONS_JSONL
+    if "text" in row and not {"prompt", "messages", "chosen", "rejected"} & row.keys():
+        return Form.TEXTS_JSONL
     if ("prompt" in row or "messages" in row) and not {"chosen", "rejected"} & row.keys():
         return Form.PROMPTS_JSONL
     raise UnreadableFile(
         f"its first object has the columns {shown(', '.join(row))}; wanted are `prompt` or `messages`,"
-        " `chosen` and `rejected`, `prompt`, `completions` and `ranks`, or the trees of Open-Assistant"
+        " `chosen` and `rejected`, `prompt`, `completions` and `ranks`, `prompt` and `completion` (with or"
+        " without `label`), `text`, or the trees of Open-Assistant"
     )
+
+
+def _holds_completion(row: dict[str, Any]) -> bool:
+    """Whether a row shows one completion: to a prompt, or as the last turn of a conversation."""
+    if {"chosen", "rejected"} & row.keys():
+        return False
+    messages = row.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    ends_with_reply = isinstance(last, dict) and last.get("role") == "assistant"
+    return ("prompt" in row and "completion" in row) or ("prompt" not in row and ends_with_reply)
 
 
 def _form_of_text(text: str, suffix: str) -> Form:
@@ -88,10 +117,14 @@ def _form_of_text(text: str, suffix: str) -> Form:
         header = columns_of(text, delimiter)
         if "chosen" in header and "rejected" in header:
             return Form.PAIRS_CSV
+        if "prompt" in header and "completion" in header and "rating" not in header:
+            return Form.UNPAIRED_CSV if "label" in header else Form.DEMONSTRATIONS_CSV
         if "prompt" in header:
             return Form.PROMPTS_CSV
+        if "text" in header and suffix in {"csv", "tsv"}:
+            return Form.TEXTS_CSV
     if suffix in {"csv", "tsv"}:
-        raise UnreadableFile(f"its header has no column `prompt`: {shown(text)}")
+        raise UnreadableFile(f"its header has no column `prompt` and no `text`: {shown(text)}")
     if suffix in {"json", "jsonl", "ndjson"}:
         raise UnreadableFile(f"its first line is no JSON object: {shown(text)}")
     return Form.PROMPTS_TXT

@@ -48,9 +48,11 @@ class ImportReport:
     completions: Tally = field(default_factory=Tally)
     comparisons: Tally = field(default_factory=Tally)
     rankings: Tally = field(default_factory=Tally)
-    repeated: int = 0  # prompts or judgements that stand in the file more than once
+    examples: Tally = field(default_factory=Tally)
+    repeated: int = 0  # prompts, judgements or examples that stand in the file more than once
     notes: Counter[str] = field(default_factory=Counter)  # what did not become a judgement, and the like
     round: int | None = None  # primary key of the closed round that holds the judgements
+    collection: int | None = None  # primary key of the collection that holds the examples
     seconds: float = 0
 
     @property
@@ -59,7 +61,7 @@ class ImportReport:
 
     @property
     def created(self) -> int:
-        tallies = (self.prompts, self.completions, self.comparisons, self.rankings)
+        tallies = (self.prompts, self.completions, self.comparisons, self.rankings, self.examples)
         return sum(tally.created for tally in tallies)
 
     def refuse(self, line: int, problem: RefusedRow) -> None:
@@ -74,3 +76,10 @@ class ImportReport:
             "refused_by_reason": dict(self.refused_by_reason.most_common()),
             "notes": {note: count for note, count in self.notes.items() if count},
         }
+
+
+def count(tally: Tally, *, known: bool) -> None:
+    if known:
+        tally.known += 1
+    else:
+        tally.created += 1

@@ -34,6 +34,32 @@ def text_rows(lines: Iterator[Line]) -> Iterator[Row]:
         earlier += len(prompts) - 1
 
 
+def paragraph_rows(lines: Iterator[Line]) -> Iterator[Row]:
+    """One text after the other, parted by blank lines; a row has the number of its first line."""
+    start, parts, size, problem = 0, list[str](), 0, None
+    for line in lines:
+        if line.problem is None and not line.text.strip():
+            if start:
+                yield _paragraph(start, parts, size, problem)
+            start, parts, size, problem = 0, [], 0, None
+            continue
+        start = start or line.number
+        problem = problem or line.problem
+        size += len(line.text)
+        if size <= MAX_LINE_BYTES:  # beyond, it is refused and need not be held
+            parts.append(line.text)
+    if start:
+        yield _paragraph(start, parts, size, problem)
+
+
+def _paragraph(start: int, parts: list[str], size: int, problem: RefusedRow | None) -> Row:
+    if problem is None and size > MAX_LINE_BYTES:
+        problem = RefusedRow("text too long", f"the text has {size:,} characters; part it by blank lines")
+    if problem is not None:
+        return Row(start, problem=problem)
+    return Row(start, {"text": "".join(parts).replace("\r\n", "\n").removesuffix("\n")})
+
+
 def json_rows(lines: Iterator[Line]) -> Iterator[Row]:
     """One JSON object a line; blank lines are no rows."""
     for line in lines:

@@ -12,12 +12,13 @@ from typing import IO
 
 from django.db import transaction
 
+from labeling.imports.examples import read_demonstration, read_single_judgement, read_text
 from labeling.imports.items import Item, RefusedRow, UnreadableFile
 from labeling.imports.lines import lines_of, open_as_utf8
 from labeling.imports.open_assistant import read_tree
 from labeling.imports.recognise import DELIMITERS, Form, recognise
 from labeling.imports.report import ImportReport, Progress
-from labeling.imports.rows import Row, csv_rows, json_rows, text_rows
+from labeling.imports.rows import Row, csv_rows, json_rows, paragraph_rows, text_rows
 from labeling.imports.spool import Spool
 from labeling.imports.staging import staged
 from labeling.imports.store import Store
@@ -115,6 +116,14 @@ def _rows(stream: IO[bytes], form: Form) -> Iterator[Row]:
             return csv_rows(lines, delimiters=DELIMITERS, wanted=("prompt",))
         case Form.PAIRS_CSV:
             return csv_rows(lines, delimiters=DELIMITERS, wanted=("chosen", "rejected"))
+        case Form.DEMONSTRATIONS_CSV:
+            return csv_rows(lines, delimiters=DELIMITERS, wanted=("prompt", "completion"))
+        case Form.UNPAIRED_CSV:
+            return csv_rows(lines, delimiters=DELIMITERS, wanted=("prompt", "completion", "label"))
+        case Form.TEXTS_CSV:
+            return csv_rows(lines, delimiters=DELIMITERS, wanted=("text",))
+        case Form.TEXTS_TXT:
+            return paragraph_rows(lines)
         case _:
             return json_rows(lines)
 
@@ -127,6 +136,12 @@ def _items(row: Row, form: Form, report: ImportReport) -> list[Item]:
             return [read_pair(row.values)]
         case Form.RANKINGS_JSONL:
             return [read_ranking(row.values)]
+        case Form.DEMONSTRATIONS_JSONL | Form.DEMONSTRATIONS_CSV:
+            return [read_demonstration(row.values)]
+        case Form.UNPAIRED_JSONL | Form.UNPAIRED_CSV:
+            return [read_single_judgement(row.values, words=form == Form.UNPAIRED_CSV)]
+        case Form.TEXTS_JSONL | Form.TEXTS_CSV | Form.TEXTS_TXT:
+            return [read_text(row.values)]
         case Form.OPEN_ASSISTANT:
             return read_tree(row.values, report.notes)
 

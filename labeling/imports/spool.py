@@ -7,13 +7,13 @@ for a transaction that stores. So everything slow happens before, and memory hol
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
 from types import TracebackType
 from typing import Self
 
-from labeling.imports.items import Comparison, Item, Ranking
+from labeling.imports.items import Comparison, Example, Item, Ranking
 from labeling.models.prompts import Message
 from labeling.prompts import digest_of
 from labeling.rendering import render_markdown
@@ -38,6 +38,7 @@ class ReadyItem:
     html: list[str]
     replies: tuple[ReadyReply, ...]
     judgement: Comparison | Ranking | None
+    example: Example | None = None
 
 
 class Spool:
@@ -59,6 +60,7 @@ class Spool:
             "replies": [[r.text, render_markdown(r.text), r.source] for r in item.replies],
             "strength": judgement.strength if isinstance(judgement, Comparison) else None,
             "ranks": judgement.ranks if isinstance(judgement, Ranking) else None,
+            "example": asdict(item.example) if item.example is not None else None,
         }
         self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
@@ -96,4 +98,5 @@ def _ready_item(line: str) -> ReadyItem:
         html=record["html"],
         replies=tuple(ReadyReply(text=t, html=h, source=s) for t, h, s in record["replies"]),
         judgement=judgement,
+        example=Example(**record["example"]) if record["example"] is not None else None,
     )

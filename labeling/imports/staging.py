@@ -19,7 +19,9 @@ from django.db.models import Exists, Max, Model, OuterRef, QuerySet
 from labeling.imports.items import UnreadableFile
 from labeling.models import (
     Assignment,
+    Collection,
     Completion,
+    Example,
     Label,
     Policy,
     Project,
@@ -69,6 +71,7 @@ def publish(hidden: Project, *, into: Project) -> Round | None:
         raise UnreadableFile("the share of held-out prompts was changed meanwhile; import the file again")
     _join_twins(hidden, project)
     Prompt.objects.filter(project=hidden).update(project=project)
+    Collection.objects.filter(project=hidden).update(project=project)
     for policy in hidden.policies.all():
         _move_policy(policy, project)
     round = hidden.rounds.select_related("protocol").first()
@@ -86,6 +89,7 @@ def _join_twins(hidden: Project, project: Project) -> None:
         twin = Prompt.objects.get(project=project, digest=prompt.digest)
         Completion.objects.filter(prompt=prompt).update(prompt=twin)
         Task.objects.filter(prompt=prompt).update(prompt=twin)
+        Example.objects.filter(prompt=prompt).update(prompt=twin)
         prompt.delete()
 
 
@@ -150,6 +154,8 @@ def _discard(hidden: Project) -> None:
         Task.objects.filter(round__project=hidden),
         RaterProgress.objects.filter(round__project=hidden),
         Round.objects.filter(project=hidden),
+        Example.objects.filter(collection__project=hidden),
+        Collection.objects.filter(project=hidden),
         Completion.objects.filter(policy__project=hidden),
         Policy.objects.filter(project=hidden),
         Prompt.objects.filter(project=hidden),

@@ -19,8 +19,9 @@ from django.db import connection, transaction
 from django.db.models import OuterRef, Subquery
 from django.utils import timezone
 
+from labeling.imports.collect import Collector
 from labeling.imports.items import Comparison, Ranking, UnreadableFile
-from labeling.imports.report import ImportReport, Progress, Tally
+from labeling.imports.report import ImportReport, Progress, count
 from labeling.imports.spool import ReadyItem, Spool
 from labeling.imports.staging import publish
 from labeling.models import (
@@ -73,6 +74,7 @@ class Store:
         self._policy: Policy | None = None
         self._round: Round | None = None
         self._rater: User | None = None
+        self._collector = Collector(project=project, hidden=hidden, report=report)
 
     def store(self, spool: Spool, tell: Callable[[Progress], None]) -> None:
         done = 0
@@ -80,13 +82,20 @@ class Store:
             tell(Progress(phase="storing", done=done, total=len(spool)))
             began = time.monotonic()
             with transaction.atomic():
-                prompts = self._store_prompts(batch)
-                completions = self._store_completions(batch, prompts)
-                self._store_judgements(batch, prompts, completions)
+                self._store_batch(batch)
             done += len(batch)
             if connection.vendor == "sqlite":  # one writer at a time: labels have their turn in between
                 time.sleep(min(time.monotonic() - began, LONGEST_PAUSE))
         self._count_labels()
+
+    def _store_batch(self, batch: Sequence[ReadyItem]) -> None:
+        if not any(item.prompt for item in batch):  # a file of texts
+            self._collector.add(batch, [], [])
+            return
+        prompts = self._store_prompts(batch)
+        completions = self._store_completions(batch, prompts)
+        self._store_judgements(batch, prompts, completions)
+        self._collector.add(batch, prompts, completions)
 
     def publish(self) -> None:
         """Let everything be seen at once, inside the caller's transaction."""
@@ -109,7 +118,7 @@ class Store:
                 self._report.repeated += not item.replies
                 continue
             self._prompts.add(prompt.pk)
-            _count(self._report.prompts, known=item.digest in known)
+            count(self._report.prompts, known=item.digest in known)
         return [prompts[item.digest] for item in batch]
 
     def _store_completions(self, batch: Sequence[ReadyItem], prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -175,7 +184,7 @@ class Store:
             self._keys.add(one.key)
             comparison = isinstance(one.judgement, Comparison)
             tally = self._report.comparisons if comparison else self._report.rankings
-            _count(tally, known=one.key in known)
+            count(tally, known=one.key in known)
             if one.key not in known:
                 new.append(one)
         if new:
@@ -269,13 +278,6 @@ class Store:
                 )
             self._rater = rater
         return self._rater
-
-
-def _count(tally: Tally, *, known: bool) -> None:
-    if known:
-        tally.known += 1
-    else:
-        tally.created += 1
 
 
 def _purpose(prompt: Prompt) -> str:

@@ -40,7 +40,7 @@ def read_pair(row: dict[str, Any]) -> Item:
     chosen, rejected = row["chosen"], row["rejected"]
     if row.get("prompt") is not None:
         prompt = conversation(row["prompt"])
-        texts = [_reply_text(chosen, prompt, "chosen"), _reply_text(rejected, prompt, "rejected")]
+        texts = [reply_text(chosen, prompt, "chosen"), reply_text(rejected, prompt, "rejected")]
     else:
         prompt, texts = _implicit(chosen, rejected)
     if texts[0] == texts[1]:
@@ -67,7 +67,7 @@ def read_ranking(row: dict[str, Any]) -> Item:
     if sum(rank is not None for rank in ranks) < 2:
         raise RefusedRow("bad ranking", "fewer than two completions are ranked")
     prompt = conversation(row["prompt"])
-    texts = [_reply_text(c, prompt, f"completion {n}") for n, c in enumerate(completions, start=1)]
+    texts = [reply_text(c, prompt, f"completion {n}") for n, c in enumerate(completions, start=1)]
     if len(set(texts)) < len(texts):
         raise RefusedRow("bad ranking", "two completions are the same text")
     return Item(
@@ -101,7 +101,7 @@ def reply_problem(text: object) -> str | None:
     return None if str(text).strip() else "is empty"
 
 
-def _reply_text(value: object, prompt: list[Message], name: str) -> str:
+def reply_text(value: object, prompt: list[Message], name: str) -> str:
     """The text of a completion: plain, or messages with the assistant's turn, after the prompt or alone."""
     if isinstance(value, list):
         turns = _turns(value, name)
@@ -157,7 +157,7 @@ def _implicit(chosen: object, rejected: object) -> tuple[list[Message], list[str
         raise RefusedRow("no prompt", "there is no `prompt`, and the two conversations begin differently")
     prompt = conversation(dialogues[0][:shared])
     return prompt, [
-        _reply_text(d[shared:], [], n) for d, n in zip(dialogues, ("chosen", "rejected"), strict=True)
+        reply_text(d[shared:], [], n) for d, n in zip(dialogues, ("chosen", "rejected"), strict=True)
     ]
 
 

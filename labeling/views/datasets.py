@@ -45,6 +45,7 @@ def dataset_new(request: HttpRequest, slug: str) -> HttpResponse:
             made = datasets.freeze(
                 project=project,
                 rounds=list(form.cleaned_data["rounds"]),
+                collections=list(form.cleaned_data["collections"]),
                 rule=form.cleaned_data["rule"],
                 name=form.cleaned_data["name"],
             )
@@ -71,15 +72,25 @@ def _closed_rounds(project: Project) -> QuerySet[Round]:
 
 
 def _defaults(request: HttpRequest, project: Project, closed: QuerySet[Round]) -> dict[str, Any]:
-    """The round that a link names, else the latest; and a name that is free."""
-    asked = request.GET.get("round", "")
-    number = int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 19 else 0
-    chosen = closed.filter(pk=number).first() or closed.first()
+    """The round or collection that a link names, else the latest; and a name that is free."""
+    collections = project.collections.order_by("-pk")
+    collection = collections.filter(pk=_number(request, "collection")).first()
+    chosen = None
+    if collection is None:
+        chosen = closed.filter(pk=_number(request, "round")).first() or closed.first()
+        collection = collections.first() if chosen is None else None
+    rounds, files = [one for one in (chosen,) if one], [one for one in (collection,) if one]
     return {
-        "rounds": [chosen.pk] if chosen else [],
+        "rounds": [one.pk for one in rounds],
+        "collections": [one.pk for one in files],
         "rule": PreferenceDataset.Rule.MAJORITY,
-        "name": free_name(project, [chosen]) if chosen else "",
+        "name": free_name(project, rounds, files) if rounds or files else "",
     }
+
+
+def _number(request: HttpRequest, name: str) -> int:
+    asked = request.GET.get(name, "")
+    return int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 19 else 0
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,7 @@ def page_of(found: PreferenceDataset) -> dict[str, Any]:
         "dataset": found,
         "manifest": manifest,
         "twin": _twin(found),
-        "only_ratings": kinds == {Protocol.Kind.RATING},
+        "only_ratings": not kinds - {Protocol.Kind.RATING},  # no rule was applied
         "rule_help": rule_help(PreferenceDataset.Rule(found.rule), kinds),
         "tables": [_table(manifest, name) for name in manifest["tables"]],
         "previews": datasets.first_rows(datasets.folder_of(found)),

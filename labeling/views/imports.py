@@ -13,7 +13,7 @@ from django_htmx.middleware import HtmxDetails
 from labeling.forms.imports import ImportForm
 from labeling.imports.background import mark_interrupted, start_import
 from labeling.imports.recognise import Form
-from labeling.models import Import, Project, Prompt, Round
+from labeling.models import Collection, Import, Project, Prompt, Round
 from labeling.prompts import MAX_CHARACTERS
 
 LISTED = 20  # earlier imports on the page
@@ -68,6 +68,7 @@ def import_report(request: ManagerRequest, pk: int) -> HttpResponse:
         "report": report,
         "form": next((known.described for known in Form if known.value == found.form), ""),
         "round": Round.objects.filter(pk=report.get("round")).first() if report.get("round") else None,
+        "collection": _collection_of(found),
         "more_refused": max(0, report.get("refused", 0) - len(report.get("refusals", []))),
         "took": _took(report.get("seconds", 0)),
         "held_out": _held_out(found),
@@ -75,6 +76,11 @@ def import_report(request: ManagerRequest, pk: int) -> HttpResponse:
     }
     template = "labeling/_import.html" if request.htmx else "labeling/import.html"
     return render(request, template, context)
+
+
+def _collection_of(found: Import) -> Collection | None:
+    pk = found.report.get("collection")
+    return Collection.objects.filter(project=found.project_id, pk=pk).first() if pk else None
 
 
 def _took(seconds: float) -> str:
@@ -107,4 +113,5 @@ def _held_out(found: Import) -> int | None:
 
 
 def _created(report: dict[str, dict[str, int]]) -> int:
-    return sum(report[kind]["created"] for kind in ("prompts", "completions", "comparisons", "rankings"))
+    kinds = ("prompts", "completions", "comparisons", "rankings", "examples")
+    return sum(report[kind]["created"] for kind in kinds if kind in report)  # old reports lack the last

@@ -36,7 +36,7 @@ Two = tuple[PreferenceDataset, PreferenceDataset]
 def test_a_ticked_dataset_is_learnt_from_by_its_weight(manager: Client, project: Project, two: Two) -> None:
     first, second = two
     address = reverse("run_new", args=[project.slug])
-    page = manager.get(address, {"method": "dpo", "dataset": first.pk})
+    page = manager.get(address, {"method": "dpo", "dataset": str(first.pk)})
     chosen = {f"mix_{second.pk}": "on", f"mix_{second.pk}_weight": "0.5"}
     answer = manager.post(f"{address}?method=dpo", settings_of(page, **chosen))
     run = Run.objects.get()
@@ -55,7 +55,7 @@ def test_what_nobody_ticked_is_not_learnt_from(manager: Client, project: Project
 
 def test_the_dataset_of_the_run_is_not_mixed_with_itself(manager: Client, project: Project, two: Two) -> None:
     address = reverse("run_new", args=[project.slug])
-    page = manager.get(address, {"method": "dpo", "dataset": two[0].pk})
+    page = manager.get(address, {"method": "dpo", "dataset": str(two[0].pk)})
     answer = manager.post(f"{address}?method=dpo", settings_of(page, **{f"mix_{two[0].pk}": "on"}))
     assert answer.status_code == 422
     assert "already" in str(answer.context["form"].errors[f"mix_{two[0].pk}"])

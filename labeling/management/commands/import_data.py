@@ -76,6 +76,7 @@ class Command(BaseCommand):
             ("completions", report.completions),
             ("comparisons", report.comparisons),
             ("rankings", report.rankings),
+            ("examples", report.examples),
         ):
             if tally.created or tally.known:
                 out(f"  {what}: {tally.created:,} new, {tally.known:,} known already")
