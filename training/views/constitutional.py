@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
+from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils.safestring import SafeString, mark_safe
 
+from labeling import audits
 from labeling.constitutions import latest
-from labeling.models import Project
+from labeling.models import PreferenceDataset, Project
 from labeling.rendering import render_markdown
 from training import constitutional, made_datasets, runs
 from training.forms.constitutional import ConstitutionalForm
@@ -126,6 +128,14 @@ def made_figures(run: Run) -> MadeFigures | None:
         counts = [int(number_in(said, name) or 0) for name in columns] if verdicts else [int(said or 0)]
         by_principle.append((str(principle["text"]), counts))
     return MadeFigures(outcomes, verdicts, by_principle, columns)
+
+
+def unaudited(run: Run) -> list[PreferenceDataset]:
+    """Of what a run learns from, the AI's preferences that no person has judged a sample of."""
+    if run.method in MAKING or run.dataset_id is None:
+        return []
+    parts = PreferenceDataset.objects.filter(Q(pk=run.dataset_id) | Q(mixed_into__run=run)).distinct()
+    return list(audits.unaudited(parts))
 
 
 def samples_of(run: Run) -> list[MadeSample]:

@@ -10,6 +10,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
+from labeling import audits
 from labeling.models import Project
 from training import runs
 from training.forms.run import RunForm
@@ -83,6 +84,7 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponse:
         "way_to_rows": method_choice.way_to_rows(project, method),
         "unfit": dataset if dataset and not can_be_learnt_from(dataset, method) else None,
         "has_policies": trained_policies(project).exists(),
+        "unaudited": list(audits.unaudited(datasets_to_learn_from(project, method))),
     }
     return render(request, "training/run_new.html", context, status=422 if form.errors else 200)
 
@@ -153,6 +155,7 @@ def _state_context(run: Run) -> dict[str, Any]:
         "policy_figures": evaluations.policy_figures(evaluation),
         "evaluation_error": evaluations.evaluation_error(evaluation),
         "artifact": _artifact_of(run),
+        "unaudited": constitutional.unaudited(run),
         "made": constitutional.made_figures(run),
         "made_samples": constitutional.samples_of(run),
     }
