@@ -52,3 +52,11 @@ def prefers(word: str) -> Callable[[dict[str, Any]], str]:
         return "TIE" if one == other else "A" if one > other else "B"
 
     return answer
+
+
+def prefers_longer(body: dict[str, Any]) -> str:
+    """A voice that decides about any two texts of different lengths."""
+    if "<answer_a>" not in str(body["messages"][0]["content"]):
+        return "A"
+    one, other = map(len, two_texts(body))
+    return "TIE" if one == other else "A" if one > other else "B"
