@@ -14,7 +14,7 @@ from typing import Any
 from django.utils.text import slugify
 
 from labeling.archives import zipped
-from training.models import Artifact, GateDecision
+from training.models import Artifact, GateDecision, Run
 from training.results import number_in
 
 CARD = "README.md"
@@ -118,6 +118,16 @@ def _data(artifact: Artifact) -> list[str]:
         f"rule: {dataset.get_rule_display()}.",
         "",
         *(f"- {count}" for count in counts),
+        *_further(artifact.run),
+    ]
+
+
+def _further(run: Run) -> list[str]:
+    """The other datasets of a mixture."""
+    return [
+        f"- and {_plain(mixed.dataset.name)}, weight {mixed.weight:g}, "
+        f"by: {mixed.dataset.get_source_display()}, sha256 `{mixed.dataset.digest}`"
+        for mixed in run.mixture.select_related("dataset")
     ]
 
 

@@ -88,9 +88,12 @@ def _refuse_what_cannot_be(
         raise InvalidFreeze(_taken(project, name))
     if not rounds and not collections:
         raise InvalidFreeze("Choose at least one closed round, or what a file brought in.")
-    for one in (*rounds, *collections):
-        if one.project_id != project.pk:
-            raise InvalidFreeze(f"{one} belongs to another project than {project}.")
+    strange = [
+        *(round for round in rounds if round.project_id != project.pk),
+        *(collection for collection in collections if collection.project_id != project.pk),
+    ]
+    if strange:
+        raise InvalidFreeze(f"{strange[0]} belongs to another project than {project}.")
 
 
 def _taken(project: Project, name: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from labeling.imports.report import ImportReport, count
 from labeling.imports.spool import ReadyItem
 from labeling.models import Collection, Example, Project, Prompt
+from labeling.models.prompts import Message
 from labeling.prompts import split_of
 
 
@@ -69,9 +70,9 @@ class Collector:
         self._collection.save(update_fields=["rows"])
 
 
-def as_prompt(text: str) -> list[dict[str, str]]:
+def as_prompt(text: str) -> list[Message]:
     """A text as what its side of the split follows from."""
-    return [{"role": "user", "content": text}]
+    return [Message(role="user", content=text)]
 
 
 def digest_of(item: ReadyItem) -> str:

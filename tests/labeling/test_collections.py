@@ -114,11 +114,7 @@ def test_rows_of_our_own_ratings_are_no_demonstrations(project: Project, tmp_pat
 
 
 def test_what_is_known_already_is_counted_and_stored_once(project: Project, tmp_path: Path) -> None:
-    said = [
-        DEMONSTRATION | {"label": True},
-        DEMONSTRATION | {"label": False},
-        DEMONSTRATION | {"label": True},
-    ]
+    said = [DEMONSTRATION | {"label": label} for label in (True, False, True)]
     first = bring(project, tmp_path, lines(*said))
     assert (first.examples.created, first.repeated) == (2, 1)
     again = bring(project, tmp_path, lines(*said[:2], DEMONSTRATION | {"completion": "Red.", "label": True}))

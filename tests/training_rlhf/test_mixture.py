@@ -266,3 +266,28 @@ def test_losses_and_accuracies_are_those_of_the_dataset_alone(make_run: MakeRun,
         assert main["figures"]["accuracy"] > 0.6 > 0.5 > contrary["figures"]["accuracy"]
     assert contrary["train"] == 0
     assert contrary["test"] > 0
+
+
+@pytest.mark.parametrize("method", ["rloo", "ppo"])
+def test_an_online_run_writes_to_the_prompts_of_each_dataset_and_reports_on_each(
+    method: str, make_run: MakeRun
+) -> None:
+    run_dir = make_run(
+        method,
+        pairs=0,
+        rewards=[{"name": "short", "kind": "length", "options": {"max": 3}}],
+        mixture=[{"name": "guests", "weight": 0.5}],
+        training={"batch_size": 8, "max_steps": 2},
+        **{method: {"rollout_size": 8} if method == "ppo" else {"completions_per_prompt": 4}},
+    )
+    for split, start in (("train", 0), ("test", 900)):
+        asked = [{"prompt": greeting(start + n)["prompt"]} for n in range(6)]
+        guests = [{"prompt": [{"role": "user", "content": f"Guest {start + n}?"}]} for n in range(6)]
+        write_rows(run_dir.mixed_data("guests") / f"prompts.{split}.jsonl", guests)
+        write_rows(run_dir.data / f"prompts.{split}.jsonl", asked + (guests if split == "test" else []))
+    child = run_child(run_dir)
+    assert child.returncode == EXIT_COMPLETE, child.stdout
+    main, guests_alone = json.loads(run_dir.evaluation.read_text())["datasets"]
+    assert (main["train"], guests_alone["train"]) == (6, 3)
+    assert (main["figures"]["prompts"], guests_alone["figures"]["prompts"]) == (6, 6)
+    assert guests_alone["figures"]["eos_rate"] >= 0

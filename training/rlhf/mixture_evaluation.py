@@ -48,7 +48,8 @@ def measured(trainer: Any, config: RunConfig, test: Mapping[str, Fitting[Row]]) 
     not do so again: it is given parts of its own rows.
     """
     rows = trainer.eval_dataset
-    if not config.mixture or METHODS[config.method].is_online or rows is None:
+    apart = config.method != "pretraining" and not METHODS[config.method].is_online  # rows are rows there
+    if not config.mixture or not apart or rows is None:
         return {}
     if len(rows) != sum(len(part.elements) for part in test.values()):
         return {}
@@ -56,9 +57,9 @@ def measured(trainer: Any, config: RunConfig, test: Mapping[str, Fitting[Row]]) 
     found: dict[str, Figures] = {}
     start = 0
     for name, count in _counts({label: part.elements for label, part in test.items()}).items():
-        trainer.eval_dataset = rows.select(range(start, start + count))
-        start += count
         if count:
+            trainer.eval_dataset = rows.select(range(start, start + count))
+            start += count
             trainer.evaluate()
             said = trainer.state.log_history[-1]  # TRL returns no metrics of its own
             found[name] = {short: float(said[long]) for long, short in _NAMES.items() if long in said}
@@ -153,13 +154,15 @@ def _written(run_dir: RunDir, config: RunConfig) -> dict[str, Figures]:
     for line in read_jsonl(run_dir.completions):
         by_policy[line["policy"]][line["request"]] = line
     found = {}
-    for name, part in mixture.datasets_of(run_dir, config).items():
-        questions = {
-            mixture.question_of(row.prompt)
-            for rows in learners.tables_of_one(part, config, "test").values()
-            for row in rows
-        }
-        lines = [n for n in by_policy["new"] if name == MAIN or mixture.question_of(asked[n]) in questions]
+    of_others = _questions_of_others(run_dir, config)
+    every = set().union(*of_others.values())
+    for name in (MAIN, *of_others):
+        lines = [
+            line
+            for line in by_policy["new"]
+            if (question := mixture.question_of(asked[line])) in of_others.get(name, ())
+            or (name == MAIN and question not in every)
+        ]
         new, old = ([by_policy[policy][line] for line in lines] for policy in ("new", "old"))
         if new:
             found[name] = {
@@ -169,6 +172,19 @@ def _written(run_dir: RunDir, config: RunConfig) -> dict[str, Figures]:
                 **_wins(config, [asked[line] for line in lines], new, old),
             }
     return found
+
+
+def _questions_of_others(run_dir: RunDir, config: RunConfig) -> dict[str, set[str]]:
+    """What each further dataset holds out. The main one has all held-out prompts of none of them."""
+    return {
+        name: {
+            mixture.question_of(row.prompt)
+            for rows in learners.tables_of_one(part, config, "test").values()
+            for row in rows
+        }
+        for name, part in mixture.datasets_of(run_dir, config).items()
+        if name != MAIN
+    }
 
 
 def _wins(

@@ -30,7 +30,7 @@ class DatasetRow:
     source: str  # in words; empty for people
     train: int
     test: int
-    figures: list[str]
+    figures: list[tuple[str, str]]  # what they are called, and how they are written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def _row(one: dict[str, Any], known: dict[str, PreferenceDataset], shown: list[s
         source=_source_in_words(dataset),
         train=int(number_in(one, "train") or 0),
         test=int(number_in(one, "test") or 0),
-        figures=[_shown(one, name) for name in shown],
+        figures=[(TITLES[name][0], _shown(one, name)) for name in shown],
     )
 
 
