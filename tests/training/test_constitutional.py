@@ -250,3 +250,20 @@ def test_who_learns_from_preferences_that_nobody_audited_is_warned(
     run = runs.create_run(project=project, method="dpo", dataset=ai, policy=policy)
     page = manager.get(run.get_absolute_url()).content.decode()
     assert "preferences of an AI that nobody has audited" in page
+
+
+def test_a_program_makes_such_a_run_too(manager: Client, constitution: Constitution) -> None:
+    project = constitution.project
+    address = f"/api/v1/projects/{project.slug}/runs/"
+    given = {"method": "critique_revision", "policy": project.current_policy_id}
+
+    def post(**more: Any) -> Any:
+        return manager.post(address, given | more, content_type="application/json")
+
+    made = post(config={"critique_revision": {"rounds": 2}})
+    assert made.status_code == 201
+    run = Run.objects.get(pk=made.json()["id"])
+    assert (run.constitution, run.config["critique_revision"]["rounds"]) == (constitution, 2)
+    assert post(constitution=9).json() == {"constitution": ["The project has no such version."]}
+    assert post(dataset=1).status_code == post(method="dpo").status_code == 400
+    assert post(config={"critique_revision": {"rounds": 0}}).status_code == 400

@@ -149,7 +149,12 @@ def test_a_judge_that_does_not_answer_is_refused_before_the_start(make_run: Make
     assert not report["ok"]
     assert "HTTP 500 on fire" in report["errors"][0]["what"]
     server.answer = prefers("e")
-    assert preflight.check(run_dir, RunConfig.load(run_dir.config))["ok"]
+    report = preflight.check(run_dir, RunConfig.load(run_dir.config))
+    assert (report["ok"], report["warnings"]) == (True, [])
+    server.answer = lambda body: "Gladly: A!"
+    report = preflight.check(run_dir, RunConfig.load(run_dir.config))
+    assert report["ok"]
+    assert "the judge said “Gladly: A!”" in report["warnings"][0]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.rlhf import constitution, judge_voices, loading, rendering, sampling
+from training.rlhf import constitution, judge, judge_voices, loading, rendering, sampling
 from training.rlhf.config import RunConfig, Sampling
 from training.rlhf.data import SPLITS, Split
 from training.rlhf.door import Message
@@ -139,7 +139,7 @@ def check(run_dir: RunDir, config: RunConfig) -> Preflight:
     if config.method == "critique_revision":
         warnings += _without_room(prompts, found, config, tokenizer)
     elif is_address(config.ai_preferences.judge):
-        _ask_once(config)
+        warnings += _ask_once(config)
     elif config.ai_preferences.judge:
         loading.load_tokenizer(config.ai_preferences.judge)
         loading.check_weights(config.ai_preferences.judge, purpose="policy")
@@ -197,11 +197,17 @@ def _without_room(
     ]
 
 
-def _ask_once(config: RunConfig) -> None:
+def _ask_once(config: RunConfig) -> list[str]:
     """A judge that does not answer is found before anything is written. Raises Refused."""
-    judge = config.ai_preferences.judge
-    voice = judge_voices.ServerVoice(judge, config.ai_preferences.voice(), where=f"the judge {judge}")
-    voice.answers([[{"role": "user", "content": "Reply with A alone."}]])
+    address = config.ai_preferences.judge
+    voice = judge_voices.ServerVoice(address, config.ai_preferences.voice(), where=f"the judge {address}")
+    (said,) = voice.answers([[{"role": "user", "content": "Reply with A alone."}]])
+    if judge.read_choice(said) == "first":
+        return []
+    return [
+        f"Asked to reply with A alone, the judge said “{said.strip()[:80]}”: such answers are nonsense, and "
+        "counted as that. A model that thinks aloud needs a server that hides it."
+    ]
 
 
 def counted(names: Sequence[str], found: Sequence[str]) -> dict[str, int]:
