@@ -35,7 +35,8 @@ class RunSerializer(serializers.ModelSerializer[Run]):
         model = Run
         fields = [
             "id", "method", "state", "message", "step", "total_steps", "attempt", "config", "preflight",
-            "evaluation", "dataset", "mixture", "policy", "constitution", "made_dataset", "created_at", "started_at", "ended_at",
+            "evaluation", "dataset", "mixture", "policy", "constitution",
+            "made_dataset", "created_at", "started_at", "ended_at",
         ]  # fmt: skip
 
 

@@ -51,7 +51,8 @@ def test_what_is_no_constitution_is_refused_with_the_reason(
 
 def test_requests_are_made_from_the_text_until_somebody_writes_their_own() -> None:
     for principle in starting():
-        assert all(principle["text"] in asked for asked in in_full(principle).values())
+        asked = in_full(principle)
+        assert all(principle["text"] in asked[part] for part in ("critique", "revision", "comparison"))
     own = in_full({"text": "Use {text} braces.", "revision": "Again."})
     assert own["revision"] == "Again."
     assert "Use {text} braces." in own["critique"]

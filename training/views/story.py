@@ -236,21 +236,21 @@ def _learn(story: Story) -> Action | None:
     """From judged rounds to a dataset, a reward model, a policy, and back to the raters."""
     slug = story.project.slug
     turn = story.turns[-1] if story.turns else Turn(round=None)
-    judged = [s for s in turn.datasets if s.dataset.source != PreferenceDataset.Source.AI]
-    found = judged if turn.round else turn.datasets
-    if turn.round is None and not found:
+    of_people = [s for s in turn.datasets if s.dataset.source != PreferenceDataset.Source.AI]
+    steps = of_people if turn.round else turn.datasets
+    if turn.round is None and not steps:
         return Action(
             "Open the first round",
             "Prompts are there; people have not judged yet.",
             reverse("round_new", args=[slug]),
         )
-    if not found:
+    if not steps:
         return Action(
             "Freeze a dataset",
             f"Round {turn.round.number if turn.round else 0} is judged and closed.",
             reverse("dataset_new", args=[slug]),
         )
-    step = next((s for s in reversed(found) if holds_labels(s.dataset)), found[-1])
+    step = next((s for s in reversed(steps) if holds_labels(s.dataset)), steps[-1])
     complete = [run for run in step.runs if run.state == State.COMPLETE]
     new_run = reverse("run_new", args=[slug])
     has_learnt = any(run.makes == "reward_model" for run in complete)
