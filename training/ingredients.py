@@ -1,6 +1,6 @@
 """What a run may be made of: the datasets, policies and reward models that a project offers."""
 
-from django.db.models import QuerySet
+from django.db.models import Case, QuerySet, When
 
 from labeling.models import Policy, PreferenceDataset, Project
 from training.models import Artifact, Run
@@ -23,11 +23,12 @@ def can_be_learnt_from(dataset: PreferenceDataset, method: str) -> bool:
 
 
 def datasets_to_learn_from(project: Project, method: str) -> QuerySet[PreferenceDataset]:
-    """The newest first."""
+    """The newest first; those of an AI last, so that none is taken unless somebody chooses it."""
     tables = list(METHODS[method].tables)
     if not tables:
         return project.datasets.none()
-    return project.datasets.filter(manifest__tables__has_any_keys=tables).order_by("-pk")
+    last = Case(When(source=PreferenceDataset.Source.AI, then=1), default=0)
+    return project.datasets.filter(manifest__tables__has_any_keys=tables).order_by(last, "-pk")
 
 
 def tables_of(project: Project) -> set[str]:

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
 
@@ -252,6 +253,16 @@ def test_who_learns_from_preferences_that_nobody_audited_is_warned(
     assert "preferences of an AI that nobody has audited" in page
 
 
+def test_what_people_said_is_proposed_before_what_an_ai_preferred(
+    manager: Client, project: Project, constitution: Constitution, ann: User
+) -> None:
+    human = stage.make_dataset(project, ann)
+    ai = make_ai_pairs(project)
+    form = manager.get(f"{reverse('run_new', args=[project.slug])}?method=dpo").context["form"]
+    assert form.initial["dataset"] == human
+    assert [label for _, label in form.fields["dataset"].choices] == ["first", f"{ai} (AI)"]
+
+
 def test_a_program_makes_such_a_run_too(manager: Client, constitution: Constitution) -> None:
     project = constitution.project
     address = f"/api/v1/projects/{project.slug}/runs/"
@@ -264,6 +275,6 @@ def test_a_program_makes_such_a_run_too(manager: Client, constitution: Constitut
     assert made.status_code == 201
     run = Run.objects.get(pk=made.json()["id"])
     assert (run.constitution, run.config["critique_revision"]["rounds"]) == (constitution, 2)
-    assert post(constitution=9).json() == {"constitution": ["The project has no such version."]}
+    assert post(constitution=9).json() == {"constitution": "The project has no such version."}
     assert post(dataset=1).status_code == post(method="dpo").status_code == 400
     assert post(config={"critique_revision": {"rounds": 0}}).status_code == 400
