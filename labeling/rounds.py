@@ -81,11 +81,13 @@ def create_round(
     plan: RoundPlan,
     new_policy: Policy | None = None,
     against: Policy | None = None,
+    tasks: Sequence[NewTask] | None = None,
 ) -> Round:
     """Make the project's next round. Raise InvalidPlan or RoundNotReady; nothing is made then.
 
     The gate compares `new_policy` with `against`, which is the current policy where nobody says otherwise.
-    Source "sample": it waits, and `completions_wanted` is sent after the commit. Source "existing": it opens.
+    Source "sample": it waits, and `completions_wanted` is sent after the commit. Source "existing": it opens,
+    with `tasks` where they are given, else with what the plan finds.
     """
     plan = plan.fitted_to(protocol)
     with transaction.atomic():
@@ -101,7 +103,7 @@ def create_round(
             new_policy=new_policy,
         )
         if plan.source == "existing":
-            fill(round=round, tasks=list(from_existing(round)))
+            fill(round=round, tasks=list(from_existing(round)) if tasks is None else tasks)
             open_round(round)
         elif not wanted(round):
             raise RoundNotReady("The project has no prompts for this plan. Import prompts first.")

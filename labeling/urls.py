@@ -3,7 +3,7 @@
 from django.urls import path
 from django.urls.resolvers import URLPattern
 
-from labeling.views import datasets, home, imports, judge, projects, rounds
+from labeling.views import audits, constitutions, datasets, home, imports, judge, projects, rounds
 
 urlpatterns: list[URLPattern] = [
     path("", home.home, name="home"),
@@ -29,6 +29,10 @@ urlpatterns: list[URLPattern] = [
     path(
         "projects/<slug:slug>/settings/members/<int:pk>/remove/", projects.member_remove, name="member_remove"
     ),
+    path("projects/<slug:slug>/constitution/", constitutions.constitution, name="constitution"),
+    path(
+        "projects/<slug:slug>/constitution/edit/", constitutions.constitution_edit, name="constitution_edit"
+    ),
     path("projects/<slug:slug>/import/", imports.import_new, name="import"),
     path("imports/<int:pk>/", imports.import_report, name="import_report"),
     path("projects/<slug:slug>/rounds/new/", rounds.round_new, name="round_new"),
@@ -37,6 +41,7 @@ urlpatterns: list[URLPattern] = [
     path("rounds/<int:pk>/reopen/", rounds.round_reopen, name="round_reopen"),
     path("projects/<slug:slug>/datasets/new/", datasets.dataset_new, name="dataset_new"),
     path("datasets/<int:pk>/", datasets.dataset, name="dataset"),
+    path("datasets/<int:pk>/audit/", audits.audit_new, name="audit_new"),
     path("datasets/<int:pk>/all.zip", datasets.dataset_zip, name="dataset_zip"),
     path("datasets/<int:pk>/files/<path:name>", datasets.dataset_file, name="dataset_file"),
 ]

@@ -29,6 +29,7 @@ STANDARD_LIBRARY_ONLY = [
     "leftovers",
     "compatibility",
     "config",
+    "constitution_settings",
     "methods",
     "mixture_settings",
     "method_settings",

@@ -10,8 +10,8 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from labeling.models import Policy, PreferenceDataset, Project
-from training import runs
-from training.ingredients import RUNNABLE
+from training import constitutional, runs
+from training.ingredients import MAKING, OFFERED
 from training.mixtures import Mixed
 from training.models import Artifact, Run, RunDataset
 from training.rewards import reward_from
@@ -35,7 +35,8 @@ class RunSerializer(serializers.ModelSerializer[Run]):
         model = Run
         fields = [
             "id", "method", "state", "message", "step", "total_steps", "attempt", "config", "preflight",
-            "evaluation", "dataset", "mixture", "policy", "created_at", "started_at", "ended_at",
+            "evaluation", "dataset", "mixture", "policy", "constitution",
+            "made_dataset", "created_at", "started_at", "ended_at",
         ]  # fmt: skip
 
 
@@ -68,10 +69,14 @@ class MixedInputSerializer(serializers.Serializer[Any]):
 
 
 class RunInputSerializer(serializers.Serializer[Any]):
-    """`config`: what differs from the defaults of a recipe, section by section, as a run shows it."""
+    """`config`: what differs from the defaults of a recipe, section by section, as a run shows it.
 
-    method = serializers.ChoiceField(choices=RUNNABLE)
-    dataset = serializers.IntegerField(max_value=LARGEST_ID)
+    A method that writes by a constitution takes no dataset, but the version of it, by default the newest.
+    """
+
+    method = serializers.ChoiceField(choices=OFFERED)
+    dataset = serializers.IntegerField(required=False, max_value=LARGEST_ID)
+    constitution = serializers.IntegerField(required=False, max_value=LARGEST_ID)
     mixture = MixedInputSerializer(many=True, required=False)
     policy = serializers.IntegerField(max_value=LARGEST_ID)
     reward_model_run = serializers.IntegerField(required=False, allow_null=True, max_value=LARGEST_ID)
@@ -80,6 +85,11 @@ class RunInputSerializer(serializers.Serializer[Any]):
     config = serializers.DictField(required=False)
     start_when_ready = serializers.BooleanField(default=True)
     then_next_round = serializers.BooleanField(default=False)
+
+    def validate(self, given: dict[str, Any]) -> dict[str, Any]:
+        if (given["method"] in MAKING) == ("dataset" in given):
+            raise ValidationError({"dataset": "Name one, unless the method writes by a constitution."})
+        return given
 
 
 @api_view(["GET", "POST"])
@@ -91,6 +101,9 @@ def run_list(request: Request, slug: str) -> Response:
     given = RunInputSerializer(data=request.data)
     given.is_valid(raise_exception=True)
     values = given.validated_data
+    if values["method"] in MAKING:
+        return Response(RunSerializer(_by_constitution(request, project, values)).data, status=201)
+    values.pop("constitution", None)
     reward_run = values.pop("reward_model_run", None)
     for role in ("rewards", "evaluators"):
         if listed := values.pop(role, []):
@@ -111,6 +124,26 @@ def run_list(request: Request, slug: str) -> Response:
     except runs.RunRefused as error:
         raise ValidationError(str(error)) from error
     return Response(RunSerializer(run).data, status=201)
+
+
+def _by_constitution(request: Request, project: Project, values: dict[str, Any]) -> Run:
+    version = values.get("constitution")
+    versions = project.constitutions.order_by("-version")
+    found = versions.first() if version is None else versions.filter(version=version).first()
+    if found is None:
+        raise ValidationError({"constitution": "The project has no such version."})
+    try:
+        return constitutional.create_run(
+            project=project,
+            method=values["method"],
+            policy=get_object_or_404(Policy, project=project, pk=values["policy"]),
+            constitution=found,
+            config=values.get("config"),
+            created_by=request.user if request.user.is_authenticated else None,
+            start_when_ready=values["start_when_ready"],
+        )
+    except runs.RunRefused as error:
+        raise ValidationError(str(error)) from error
 
 
 def _reward(project: Project, given: dict[str, Any]) -> dict[str, Any]:

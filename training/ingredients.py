@@ -1,13 +1,15 @@
 """What a run may be made of: the datasets, policies and reward models that a project offers."""
 
-from django.db.models import QuerySet
+from django.db.models import Case, QuerySet, When
 
 from labeling.models import Policy, PreferenceDataset, Project
 from training.models import Artifact, Run
 from training.rlhf.methods import METHODS
 
-RUNNABLE = tuple(name for name, method in METHODS.items() if method.tables)  # every method but sampling
-TRAINABLE = tuple(name for name in RUNNABLE if METHODS[name].makes != "figures")
+RUNNABLE = tuple(name for name, method in METHODS.items() if method.tables)  # learn or measure from a dataset
+TRAINABLE = tuple(name for name in RUNNABLE if METHODS[name].makes != "figures")  # what makes a model
+MAKING = tuple(name for name, method in METHODS.items() if method.makes == "dataset")
+OFFERED = (*RUNNABLE, *MAKING)  # on the page of a new run
 LABELLED = ("pairs", "rankings", "ratings", "unpaired", "demonstrations", "texts")  # all but the prompts
 
 
@@ -22,9 +24,12 @@ def can_be_learnt_from(dataset: PreferenceDataset, method: str) -> bool:
 
 
 def datasets_to_learn_from(project: Project, method: str) -> QuerySet[PreferenceDataset]:
-    """The newest first."""
+    """The newest first; those of an AI last, so that none is taken unless somebody chooses it."""
     tables = list(METHODS[method].tables)
-    return project.datasets.filter(manifest__tables__has_any_keys=tables).order_by("-pk")
+    if not tables:
+        return project.datasets.none()
+    last = Case(When(source=PreferenceDataset.Source.AI, then=1), default=0)
+    return project.datasets.filter(manifest__tables__has_any_keys=tables).order_by(last, "-pk")
 
 
 def tables_of(project: Project) -> set[str]:

@@ -8,7 +8,7 @@ from django.db import models
 from django.db.models.functions import Now
 from django.urls import reverse
 
-from labeling.models import Policy, PreferenceDataset, Project, Round
+from labeling.models import Constitution, Policy, PreferenceDataset, Project, Round
 from labeling.models.projects import AnyUser
 from training.rlhf.methods import METHODS
 
@@ -58,6 +58,8 @@ class Run(models.Model):
         REJECTION_SAMPLING = "rejection_sampling", METHODS["rejection_sampling"].label
         DISTILLATION = "distillation", METHODS["distillation"].label
         JUDGE_AUDIT = "judge_audit", METHODS["judge_audit"].label
+        CRITIQUE_REVISION = "critique_revision", METHODS["critique_revision"].label
+        AI_PREFERENCES = "ai_preferences", METHODS["ai_preferences"].label
         SAMPLE = "sample", METHODS["sample"].label
 
     class State(models.TextChoices):
@@ -90,6 +92,12 @@ class Run(models.Model):
         models.ForeignKey(  # the first of reward models that differ by seed alone; of the first, itself
             "self", null=True, blank=True, on_delete=models.SET_NULL, related_name="ensemble_runs"
         )
+    )
+    constitution = models.ForeignKey(  # by which a run writes or judges
+        Constitution, null=True, blank=True, on_delete=models.PROTECT, related_name="runs"
+    )
+    made_dataset = models.OneToOneField(  # what a run that writes data left
+        PreferenceDataset, null=True, blank=True, on_delete=models.SET_NULL, related_name="made_by"
     )
     preflight = models.JSONField(default=dict, blank=True)  # the child's preflight.json
     evaluation = models.JSONField(default=dict, blank=True)  # the child's evaluation.json
@@ -147,7 +155,7 @@ class Run(models.Model):
 
     @property
     def makes(self) -> str:
-        """reward_model, policy, completions or figures."""
+        """reward_model, policy, dataset, completions or figures."""
         return METHODS[self.method].makes
 
     @property

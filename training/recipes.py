@@ -43,6 +43,8 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     Run.Method.REJECTION_SAMPLING: {"training": ROWS, "sampling": STORIES},
     Run.Method.DISTILLATION: {"training": ROWS, "sampling": STORIES},
+    Run.Method.CRITIQUE_REVISION: {"sampling": {"batch_size": 64, "max_new_tokens": 96}},
+    Run.Method.AI_PREFERENCES: {"sampling": {"batch_size": 64, "max_new_tokens": 128}},
 }
 # For any other policy: adapters, at the rates that LoRA is usually trained with.
 ADAPTERS: dict[str, Any] = {"kind": "lora"}
@@ -88,6 +90,8 @@ USUAL: dict[str, dict[str, Any]] = {
         "training": {**LONG_ROWS, "learning_rate": 1e-4},
         "sampling": ANSWERS,
     },
+    Run.Method.CRITIQUE_REVISION: {"sampling": ANSWERS},
+    Run.Method.AI_PREFERENCES: {"sampling": ANSWERS},
 }
 
 

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from django.db import transaction
 
 from labeling import prompts, rounds
+from labeling.datasets import FreezeError
 from labeling.models import Policy, Protocol, Round, Task
-from training import ensembles, next_round
+from training import ensembles, made_datasets, next_round
 from training.leases import Lease
 from training.models import Artifact, Run
 from training.prompted import kept_by_candidate
@@ -32,30 +33,48 @@ class ResultsRefused(Exception):
 
 def import_results(lease: Lease) -> Run:
     """Take in a complete run folder. Raises ResultsRefused, or LeaseLost when it is no longer ours."""
-    run = Run.objects.select_related("project", "policy", "dataset", "round").get(pk=lease.run_id)
+    run = Run.objects.select_related("project", "policy", "dataset", "round", "constitution").get(
+        pk=lease.run_id
+    )
     run_dir = RunDir(run.folder)
     if not run_dir.is_complete:
         raise ResultsRefused("There is no result.json: the run did not come to its end.")
     evaluation = read_json(run_dir.evaluation) if run_dir.evaluation.exists() else {}
     sampled = _read_sampled(run, run_dir) if run.method == Run.Method.SAMPLE else []
-    with transaction.atomic():
-        lease.end(
-            Run.State.COMPLETE, "Complete.", evaluation=evaluation, fruitless_attempts=0, cancel_asked=False
-        )
-        if run.makes == "reward_model":
-            _add_artifact(run, run_dir, Artifact.Kind.REWARD_MODEL)
-            ensembles.measure(run)
-        elif run.makes == "figures":
-            pass  # evaluation.json is all
-        elif run.makes == "policy":
-            policy = _add_candidate(run, run_dir)
-            if run.then_next_round:
-                Run.objects.filter(pk=run.pk).update(**next_round.after(run=run, policy=policy))
-        else:
-            assert run.round is not None  # a sampling run has one
-            Run.objects.filter(pk=run.pk).update(message=_fill_round(run.round, sampled))
+    try:
+        with made_datasets.prepared(run, run_dir) as made, transaction.atomic():
+            _take_in(lease, run, run_dir, evaluation, sampled, made)
+    except (made_datasets.MadeRowsRefused, FreezeError) as refused:
+        raise ResultsRefused(str(refused)) from refused
     run.refresh_from_db()
     return run
+
+
+def _take_in(
+    lease: Lease,
+    run: Run,
+    run_dir: RunDir,
+    evaluation: dict[str, Any],
+    sampled: list["AnsweredTask"],
+    made: made_datasets.Prepared | None,
+) -> None:
+    lease.end(
+        Run.State.COMPLETE, "Complete.", evaluation=evaluation, fruitless_attempts=0, cancel_asked=False
+    )
+    if run.makes == "reward_model":
+        _add_artifact(run, run_dir, Artifact.Kind.REWARD_MODEL)
+        ensembles.measure(run)
+    elif run.makes == "figures":
+        pass  # evaluation.json is all
+    elif run.makes == "policy":
+        policy = _add_candidate(run, run_dir)
+        if run.then_next_round:
+            Run.objects.filter(pk=run.pk).update(**next_round.after(run=run, policy=policy))
+    elif made is not None:
+        Run.objects.filter(pk=run.pk).update(**made.publish())
+    else:
+        assert run.round is not None  # a sampling run has one
+        Run.objects.filter(pk=run.pk).update(message=_fill_round(run.round, sampled))
 
 
 def _add_artifact(run: Run, run_dir: RunDir, kind: str, policy: Policy | None = None) -> Artifact:

@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from labeling import datasets, rounds
 from labeling.models import PreferenceDataset, Prompt
+from training.constitutional import words_of
 from training.models import Run
 from training.rlhf import leftovers
 from training.rlhf.methods import METHODS
@@ -96,6 +97,9 @@ def _set_aside(folder: Path) -> None:
 def _fill(draft: Path, run: Run) -> None:
     if run.method == Run.Method.SAMPLE:
         _write_requests(draft / "data", run)
+    elif run.makes == "dataset":
+        _write_constitution(draft / "data", run)
+        _write_evaluation_prompts(draft / "data", run)
     else:
         _copy_dataset(draft / "data", run)
         _write_evaluation_prompts(draft / "data", run)
@@ -133,6 +137,16 @@ def _write_evaluation_prompts(data: Path, run: Run) -> None:
     held_out = Prompt.objects.filter(project=run.project, split=Prompt.Split.TEST).order_by("pk")
     rows = held_out.values_list("messages", flat=True)[:EVALUATION_PROMPTS]
     _write_lines(data / "prompts.test.jsonl", ({"prompt": messages} for messages in rows))
+
+
+def _write_constitution(data: Path, run: Run) -> None:
+    """The principles, and every prompt of the project that may be trained on: the run takes some of them."""
+    if run.constitution is None:
+        raise FolderNotWritten("The run has no constitution.")
+    write_json(data / "constitution.json", words_of(run.constitution))
+    asked = Prompt.objects.filter(project=run.project, split=Prompt.Split.TRAIN).order_by("pk")
+    rows = asked.values_list("messages", flat=True).iterator(chunk_size=1000)
+    _write_lines(data / "prompts.train.jsonl", ({"prompt": messages} for messages in rows))
 
 
 def _write_requests(data: Path, run: Run) -> None:

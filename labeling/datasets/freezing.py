@@ -1,14 +1,9 @@
 """Freeze: labels of closed rounds, and collections, become a dataset that never changes again."""
 
-import errno
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -16,13 +11,13 @@ from typing import Any, cast
 
 from django.conf import settings
 from django.db import transaction
-from django.utils.text import slugify
 
 from labeling.comparisons import Aggregate, Rule, aggregate
 from labeling.datasets import manifest as manifests
 from labeling.datasets.errors import FreezeFailed, InvalidFreeze, NothingToFreeze
 from labeling.datasets.examples import entries, example_rows
 from labeling.datasets.files import DatasetWriter
+from labeling.datasets.folders import draft_folder, folder_name, move_in
 from labeling.datasets.judgements import JudgedTask, judged_tasks
 from labeling.datasets.manifest import FORMAT, SPLIT_RULE, LabelCounts, Manifest, Parents, RoundEntry
 from labeling.datasets.rows import prompt_rows, rows_of
@@ -55,7 +50,7 @@ def freeze(
     collections = sorted(collections, key=lambda collection: collection.pk)
     _refuse_what_cannot_be(project=project, rounds=rounds, collections=collections, rule=rule, name=name)
     closed = _closed_at(rounds)
-    with _draft_folder() as draft:
+    with draft_folder() as draft:
         manifest = _write(
             draft, project=project, rounds=rounds, collections=collections, rule=cast(Rule, rule)
         )
@@ -116,26 +111,6 @@ def _closed_at(rounds: Iterable[Round]) -> dict[Round, datetime | None]:
     if len(found) < len(set(numbers)):
         raise InvalidFreeze("A round is no longer there.")
     return {round: round.closed_at for round in found}
-
-
-@contextmanager
-def _draft_folder() -> Iterator[Path]:
-    """A folder beside the datasets, gone afterwards unless it was renamed."""
-    root = Path(settings.DATASETS_DIR)
-    draft: Path | None = None
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".freezing-", dir=root))
-        yield draft
-    except OSError as error:
-        # pyarrow sets errno too, but its own text is long.
-        why = os.strerror(error.errno) if error.errno else str(error)
-        if error.errno == errno.ENOSPC:
-            why = "the disk is full"
-        raise FreezeFailed(f"The dataset could not be written: {why}. No file was kept.") from error
-    finally:
-        if draft is not None:
-            shutil.rmtree(draft, ignore_errors=True)
 
 
 @dataclass
@@ -289,10 +264,7 @@ def _publish(
     columns: dict[str, Any],
 ) -> PreferenceDataset:
     """Make the row, then rename the folder, then commit: a row never stands without its files."""
-    suffix = hashlib.sha256(f"{project.pk}/{name}".encode()).hexdigest()[:10]
-    folder = f"{project.slug[:60]}-{slugify(name)[:60]}-{suffix}"
-    target = Path(settings.DATASETS_DIR) / folder
-    draft.chmod(0o755)  # mkdtemp's 0700 would shut out the worker of another account
+    folder = folder_name(project, name)
     with transaction.atomic():
         if _closed_at(closed) != closed:
             raise FreezeFailed(
@@ -307,15 +279,5 @@ def _publish(
             raise InvalidFreeze(_taken(project, name))
         dataset.rounds.set(closed)
         dataset.collections.set(collections)
-        shutil.rmtree(target, ignore_errors=True)  # left by a process that died between rename and commit
-        os.rename(draft, target)
-        _sync_folder(target.parent)
+        move_in(draft, folder)
     return dataset
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

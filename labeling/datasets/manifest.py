@@ -46,6 +46,18 @@ class Parents(TypedDict):
     policies: list[dict[str, Any]]  # who wrote the completions that were judged, and how many
 
 
+class Made(TypedDict):
+    """What an AI dataset was made by; `lineage.jsonl` beside it has each row as it was written."""
+
+    method: str
+    run: int
+    policy: str  # its name
+    judge: str  # its name or address; empty where none judged
+    seed: int
+    sampling: dict[str, Any]
+    constitution: dict[str, Any]  # version, and the principles in full
+
+
 class Manifest(TypedDict):
     format: int
     project: str
@@ -56,6 +68,7 @@ class Manifest(TypedDict):
     raters: int
     tables: dict[str, dict[str, int]]  # table -> split -> rows
     files: dict[str, FileEntry]  # path below the folder -> hash and size
+    made: NotRequired[Made]
 
 
 class DamagedDataset(Exception):

@@ -7,14 +7,18 @@ from labeling.models.prompts import Completion, Prompt
 from labeling.models.rounds import Round, RoundClosed, RoundNotReady, Task, TaskItem
 
 from labeling.models.labels import Assignment, Label, LostLease, RaterProgress, Skip  # isort: skip
+from labeling.models.audits import Audit
 from labeling.models.collections import Collection, Example
+from labeling.models.constitutions import Constitution
 from labeling.models.datasets import PreferenceDataset
 from labeling.models.imports import Import
 
 __all__ = [
     "Assignment",
+    "Audit",
     "Collection",
     "Completion",
+    "Constitution",
     "Example",
     "Import",
     "Label",

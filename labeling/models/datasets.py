@@ -6,6 +6,7 @@ from django.db import models
 from django.urls import reverse
 
 from labeling.models.collections import Collection
+from labeling.models.constitutions import Constitution
 from labeling.models.projects import AnyUser, Project
 from labeling.models.rounds import Round
 
@@ -34,6 +35,9 @@ class PreferenceDataset(models.Model):
     collections = models.ManyToManyField(Collection, related_name="datasets", blank=True)
     rule = models.CharField(max_length=16, choices=Rule)
     source = models.CharField(max_length=6, choices=Source, default=Source.HUMAN)
+    constitution = models.ForeignKey(  # by which an AI wrote or judged
+        Constitution, null=True, blank=True, on_delete=models.PROTECT, related_name="datasets"
+    )
     folder = models.CharField(max_length=300, unique=True)  # below settings.DATASETS_DIR
     manifest = models.JSONField(default=dict)
     digest = models.CharField(max_length=64)  # sha256 of manifest.json

@@ -12,11 +12,14 @@ from django.utils.http import content_disposition_header
 from django.utils.text import slugify
 from django.views.decorators.http import require_http_methods, require_safe
 
-from labeling import datasets
+from labeling import audits, datasets
+from labeling.ai_agreement import SIDES, AiAgreement
 from labeling.archives import zipped
 from labeling.datasets.manifest import NAME as MANIFEST
+from labeling.forms.audits import AuditForm
 from labeling.forms.datasets import DatasetForm, free_name, rule_help
 from labeling.models import PreferenceDataset, Project, Protocol, Round
+from labeling.views.intervals import interval_of
 
 CONTENT_TYPES = {
     ".json": "application/json",
@@ -103,11 +106,15 @@ class TableRows:
 @login_required
 @require_safe
 def dataset(request: HttpRequest, pk: int) -> HttpResponse:
-    found = _dataset_of(request, pk)
+    return render(request, "labeling/dataset.html", page_of(_dataset_of(request, pk)))
+
+
+def page_of(found: PreferenceDataset) -> dict[str, Any]:
+    """All that the page of a dataset shows."""
     manifest = found.manifest
     kinds = {round["kind"] for round in manifest["parents"]["rounds"]}
     hub = [name for name in manifest["files"] if name.startswith("hub/")]
-    context = {
+    return {
         "project": found.project,
         "dataset": found,
         "manifest": manifest,
@@ -121,9 +128,32 @@ def dataset(request: HttpRequest, pk: int) -> HttpResponse:
         "has_training_rows": any(
             splits["train"] for name, splits in manifest["tables"].items() if name != "prompts"
         ),
+        **ai_context(found),
         "rounds": found.rounds.select_related("protocol"),
     }
-    return render(request, "labeling/dataset.html", context)
+
+
+def ai_context(found: PreferenceDataset, form: AuditForm | None = None) -> dict[str, Any]:
+    """What is shown of a dataset that an AI made: by what, and how far people agree with it."""
+    if found.source != PreferenceDataset.Source.AI:
+        return {}
+    report = audits.report(found)
+    can_be_audited = audits.can_be_audited(found)
+    return {
+        "made": found.manifest.get("made"),
+        "audit": report,
+        "audit_table": _side_by_side(report.agreement) if report else [],
+        "audit_form": (form or AuditForm()) if can_be_audited else None,
+        "interval": interval_of(report.agreement.share) if report and report.agreement.share else None,
+    }
+
+
+def _side_by_side(found: AiAgreement) -> list[tuple[str, list[int]]]:
+    """Rows by what the AI said, columns by what people said."""
+    return [
+        (words, [found.counts.get((side, other), 0) for other in SIDES])
+        for side, words in zip(SIDES, ("the first", "a tie", "the second"), strict=True)
+    ]
 
 
 def _twin(found: PreferenceDataset) -> PreferenceDataset | None:

@@ -18,7 +18,7 @@ from tests.training.test_run_form import settings_of
 from training.forms.setting_fields import SECTIONS
 from training.forms.setting_fields import settings_of as settings_read
 from training.forms.setting_words import CHOICES, OF_KINDS, WORDS
-from training.ingredients import RUNNABLE, TRAINABLE
+from training.ingredients import MAKING, OFFERED, TRAINABLE
 from training.models import Artifact, Run
 from training.recipes import SMALL, USUAL, merged
 from training.rlhf.config import RunConfig
@@ -96,9 +96,9 @@ def test_every_method_of_the_table_is_a_method_of_a_run() -> None:
 
 def test_every_method_that_trains_is_offered_once_with_words_defaults_and_curves() -> None:
     offered = [name for _, names in GROUPS for name in names]
-    assert sorted(offered) == sorted(RUNNABLE)
-    assert set(RUNNABLE) <= WHEN.keys() & BY_METHOD.keys()
-    assert set(TRAINABLE) <= SMALL.keys() & USUAL.keys()
+    assert sorted(offered) == sorted(OFFERED)
+    assert set(OFFERED) <= WHEN.keys() & BY_METHOD.keys()
+    assert set(TRAINABLE) | set(MAKING) <= SMALL.keys() & USUAL.keys()
 
 
 def test_every_setting_has_words_and_no_word_is_of_another() -> None:
@@ -196,7 +196,7 @@ def test_what_a_dataset_does_not_hold_is_not_offered(tables: dict[str, Any], pro
         project=project, name="odd", rule="each_label", folder="o", digest="o", manifest=tables
     )
     offered = {choice.method for _, found in choices(project) for choice in found if not choice.missing}
-    assert offered == ({*ONLINE, "distillation"} if tables.get("tables") else set())
+    assert offered - set(MAKING) == ({*ONLINE, "distillation"} if tables.get("tables") else set())
 
 
 def test_the_datasets_on_offer_are_those_that_the_method_learns_from(

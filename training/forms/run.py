@@ -32,10 +32,15 @@ class RewardModelChoice(forms.ModelChoiceField):
         return f"Run {obj.run_id}, on {obj.run.dataset}"
 
 
+class DatasetChoice(forms.ModelChoiceField):
+    def label_from_instance(self, obj: Any) -> str:
+        return f"{obj} (AI)" if obj.source == PreferenceDataset.Source.AI else str(obj)
+
+
 class RunForm(forms.Form):
     """One method's settings, with defaults that work for the chosen policy."""
 
-    dataset = forms.ModelChoiceField(queryset=PreferenceDataset.objects.none(), empty_label=None)
+    dataset = DatasetChoice(queryset=PreferenceDataset.objects.none(), empty_label=None)
     policy = forms.ModelChoiceField(
         queryset=Policy.objects.none(), empty_label=None, label="Start from the policy"
     )

@@ -26,6 +26,13 @@ FIRST_OWN: dict[str, tuple[str, ...]] = {
     "rloo": ("rloo.completions_per_prompt", "rloo.beta"),
     "grpo": ("grpo.completions_per_prompt", "grpo.beta"),
     "rejection_sampling": ("rejection_sampling.completions_per_prompt",),
+    "critique_revision": ("critique_revision.rounds", "critique_revision.prompts"),
+    "ai_preferences": (
+        "ai_preferences.judge",
+        "ai_preferences.judge_model",
+        "ai_preferences.principles",
+        "ai_preferences.prompts",
+    ),
     "distillation": ("distillation.teacher", "distillation.system_prompt", "distillation.on_policy"),
 }
 LONG_TEXTS = {"distillation.system_prompt"}
@@ -49,6 +56,8 @@ def sections_of(method: str) -> tuple[str, ...]:
     own = METHODS[method].section
     if METHODS[method].makes == "figures":
         return (own,)  # it trains nothing
+    if METHODS[method].makes == "dataset":
+        return (own, "sampling")
     writes = METHODS[method].makes == "policy"
     drawing = "vllm" if method in DRAWS_BY_VLLM else ""
     return tuple(name for name in ("training", own, "tuning", "sampling" if writes else "", drawing) if name)
@@ -69,6 +78,8 @@ def first_of(method: str) -> tuple[str, ...]:
     """Keys of the settings that are asked for at once."""
     if METHODS[method].makes == "figures":
         return tuple(setting.key for setting in settings_of(method))
+    if METHODS[method].makes == "dataset":
+        return (*FIRST_OWN[method], "sampling.temperature", "sampling.max_new_tokens")
     is_online = METHODS[method].is_online
     shared = FIRST_ONLINE if is_online else FIRST
     length = ("sampling.max_new_tokens",) if METHODS[method].draws else ()

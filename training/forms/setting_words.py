@@ -128,6 +128,19 @@ WORDS: dict[str, tuple[str, str]] = {
     "vllm.tensor_parallel_size": ("GPUs for one copy in vLLM", ""),
     "vllm.enable_sleep_mode": ("vLLM leaves the GPU while the policy learns", ""),
     "vllm.model_impl": ("Model code in vLLM", ""),
+    "critique_revision.rounds": ("Rounds", "Critiques and revisions of each answer, one after the other."),
+    "critique_revision.prompts": ("Prompts", "Written to at most; a quarter as many held-out ones as well."),
+    "ai_preferences.judge": ("Judge", "Who compares the two completions by the constitution."),
+    "ai_preferences.judge_model": ("Model of the judge", "Of a server: as it names the model."),
+    "ai_preferences.principles": (
+        "Principles for a pair",
+        "The judge is asked by so many; their mean says how sure the preference is.",
+    ),
+    "ai_preferences.prompts": ("Prompts", "Written to at most; a quarter as many held-out ones as well."),
+    "ai_preferences.timeout": ("Seconds for an answer", "Of a server, before it is asked again."),
+    "ai_preferences.retries": ("Attempts more", "Each waits twice as long as the one before."),
+    "ai_preferences.at_once": ("Questions at once", "Under way at a server."),
+    "ai_preferences.max_tokens": ("Longest answer of the judge", "Tokens. A, B or TIE is all that counts."),
 }
 # Where a method draws its own completions, some of these mean more.
 WORDS_DRAWING: dict[str, tuple[str, str]] = {

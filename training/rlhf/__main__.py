@@ -21,6 +21,7 @@ from typing import Any
 from training.rlhf import checkpoints, cost, failures, leftovers, standby
 from training.rlhf.config import FORMAT, RunConfig
 from training.rlhf.failures import Refused
+from training.rlhf.methods import METHODS
 from training.rlhf.progress import Cancelled, listen_for_stop, raise_if_stopped
 from training.rlhf.run_dir import (
     EXIT_CANCELLED,
@@ -175,6 +176,11 @@ def carry_out(run_dir: RunDir, config: RunConfig) -> None:
         from training.rlhf import sampling
 
         sampling.run(run_dir, config, progress)
+    elif METHODS[config.method].makes == "dataset":
+        progress.write("Loading torch")
+        from training.rlhf import learners
+
+        result |= learners.make_data(run_dir, config, progress)
     else:
         progress.write("Loading torch")
         from training.rlhf import recipe

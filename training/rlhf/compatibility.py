@@ -17,7 +17,7 @@ def why_not(method: str, kind: str, *, gradient_checkpointing: bool = False) -> 
     >>> why_not("dpo", "prefix", gradient_checkpointing=True)[:13]
     'Prefix tuning'
     """
-    if METHODS[method].makes in ("completions", "figures"):
+    if not METHODS[method].trains:
         return ""  # nothing is trained
     if kind in PREFIXES and gradient_checkpointing:
         return (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from training.rlhf import compatibility
+from training.rlhf.constitution_settings import AiPreferences, CritiqueRevision
 from training.rlhf.method_settings import (
     EVALUATOR_KINDS,
     ConfigError,
@@ -101,6 +102,8 @@ class RunConfig:
         (a folder) win rates are reported, and by each of `evaluators` (reward models together, a judge).
         Online methods learn from `rewards`.
     judge_audit: ask the judge among `rewards` about the comparisons of `data/`, beside what people said.
+    Methods that make a dataset: `model` writes by the constitution in `data/constitution.json` to the prompts
+        of `data/prompts.*.jsonl`.
     sample: write `completions.jsonl` for `data/requests.jsonl` with `policies` {name in requests: location}.
 
     `prompt_parts` stand before every prompt: of a sampling run's policies, by name; of `model`, by "model",
@@ -131,6 +134,8 @@ class RunConfig:
     distillation: Distillation = field(default_factory=Distillation)
     judge_audit: JudgeAudit = field(default_factory=JudgeAudit)
     vllm: Vllm = field(default_factory=Vllm)
+    critique_revision: CritiqueRevision = field(default_factory=CritiqueRevision)
+    ai_preferences: AiPreferences = field(default_factory=AiPreferences)
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -160,6 +165,8 @@ class RunConfig:
         compatibility.check(
             self.method, self.tuning.kind, gradient_checkpointing=self.training.gradient_checkpointing
         )
+        if self.method == "ai_preferences":
+            _check(self.sampling.temperature > 0, "sampling.temperature is 0: two completions are to differ")
         if METHODS[self.method].is_online:
             _check(bool(self.rewards), f"rewards: {self.method} needs at least one reward function")
             check_rewards(self.rewards)

@@ -65,6 +65,12 @@ def train_by_itself(run_dir: RunDir, config: RunConfig, progress: ProgressWriter
     return None if train is None else train(run_dir, config, progress)
 
 
+def make_data(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[str, Any]:
+    """For a method that makes a dataset (`make` in its module)."""
+    made: dict[str, Any] = _module(config.method).make(run_dir, config, progress)
+    return made
+
+
 def row_errors(config: RunConfig, train: list[Row], *, run_dir: RunDir) -> list[RunError]:
     """What the method itself finds wrong with the rows to learn from (`errors` in its module)."""
     errors = getattr(_module(config.method), "errors", None)

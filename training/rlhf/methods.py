@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Makes = Literal["reward_model", "policy", "completions", "figures"]
+Makes = Literal["reward_model", "policy", "completions", "dataset", "figures"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +20,13 @@ class Method:
     learns_from: str = ""  # for people: what has to be there, a sentence
 
     @property
+    def trains(self) -> bool:
+        return self.makes in ("reward_model", "policy")
+
+    @property
     def draws(self) -> bool:
-        """Whether the policy writes while it learns: how it does so is part of what it learns."""
-        return self.is_online or self.needs_teacher
+        """Whether the policy writes while it learns, or writes what others learn: how it does so matters."""
+        return self.is_online or self.needs_teacher or self.makes == "dataset"
 
 
 METHODS: dict[str, Method] = {
@@ -118,6 +122,20 @@ METHODS: dict[str, Method] = {
             tables=("pairs", "rankings"),
             section="judge_audit",
             learns_from="Comparisons by people.",
+        ),
+        Method(
+            name="critique_revision",
+            label="Critique and revision",
+            makes="dataset",
+            section="critique_revision",
+            learns_from="Prompts, and a constitution.",
+        ),
+        Method(
+            name="ai_preferences",
+            label="AI preferences",
+            makes="dataset",
+            section="ai_preferences",
+            learns_from="Prompts, a constitution, and a model that judges by it.",
         ),
         Method(name="sample", label="Sample completions", makes="completions"),
     )

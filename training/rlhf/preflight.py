@@ -18,6 +18,7 @@ from training.rlhf import (
     judge_audit,
     learners,
     loading,
+    made_data,
     prompt_parts,
     rendering,
     sampling,
@@ -42,7 +43,11 @@ def check(run_dir: RunDir, config: RunConfig) -> Preflight:
     try:
         if config.method == "judge_audit":
             return judge_audit.check(run_dir, config)
-        return _check_sampling(run_dir, config) if config.method == "sample" else _check(run_dir, config)
+        if config.method == "sample":
+            return _check_sampling(run_dir, config)
+        if METHODS[config.method].makes == "dataset":
+            return made_data.check(run_dir, config)
+        return _check(run_dir, config)
     except Cancelled:
         raise
     except Exception as error:

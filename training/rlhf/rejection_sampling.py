@@ -14,7 +14,6 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
@@ -22,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy
 
 from training.rlhf import (
+    drafts,
     fitting,
     likelihood,
     loading,
@@ -166,7 +166,7 @@ def draw(
     is_learnt = file == FILE
     first = 0 if is_learnt else _HELD_OUT_DRAWS
     at_once = max(1, _AT_ONCE // config.rejection_sampling.completions_per_prompt)
-    done = _whole_chunks(draft, at_once)
+    done = drafts.whole_chunks(draft, at_once)
     progress.write("Loading the policy and the reward")
     tokenizer = loading.load_tokenizer(config.model)
     model = loading.load_policy(config.model, dtype=loading.serving_dtype(config.model))
@@ -178,7 +178,7 @@ def draw(
             raise_if_stopped()
             chunk = prompts[start : start + at_once]
             rows = _draw_chunk(model, tokenizer, rewards, chunk, config, number=first + start // at_once)
-            _append(draft, rows)
+            drafts.append(draft, rows)
             done = start + len(chunk)
             if is_learnt:
                 progress.step, progress.total_steps = done, len(prompts)
@@ -253,20 +253,3 @@ def _draw_chunk(
         DrawnRow(line=row.line, prompt=row.prompt, completions=drawn[place * each : (place + 1) * each])
         for place, row in enumerate(prompts)
     ]
-
-
-def _whole_chunks(draft: Path, at_once: int) -> int:
-    """How many prompts have been written to; what a dying process left of a chunk is cut off."""
-    lines = draft.read_bytes().splitlines(keepends=True) if draft.exists() else []
-    whole = sum(line.endswith(b"\n") for line in lines) // at_once * at_once
-    if lines:
-        os.truncate(draft, sum(map(len, lines[:whole])))
-    return whole
-
-
-def _append(draft: Path, rows: Sequence[DrawnRow]) -> None:
-    with open(draft, "a", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())

@@ -252,12 +252,17 @@ def _check_location(reward: RewardFunction, where: str) -> None:
     check(bool(reward.location), f"{where}.location: name {wanted}")
     if is_address(reward.location):
         check(reward.kind == "judge", f"{where}.location is {reward.location!r}: a folder")
-        parts = urlsplit(reward.location)
-        check(bool(parts.hostname), f"{where}.location is {reward.location!r}: an address names a host")
-        check(
-            "@" not in parts.netloc and not parts.query,
-            f"{where}.location: a key does not belong into a recipe; set RATCHET_JUDGE_API_KEY",
-        )
+        check_address(reward.location, where=f"{where}.location")
+
+
+def check_address(address: str, *, where: str) -> None:
+    """Raise ConfigError for an address that names no host, or carries a key."""
+    parts = urlsplit(address)
+    check(bool(parts.hostname), f"{where} is {address!r}: an address names a host")
+    check(
+        "@" not in parts.netloc and not parts.query,
+        f"{where}: a key does not belong into a recipe; set RATCHET_JUDGE_API_KEY",
+    )
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -2,7 +2,8 @@
 
 config.json          the recipe (training.rlhf.config.RunConfig)
 data/                TABLE.train.jsonl and TABLE.test.jsonl of the tables that the method learns from
-                     (training.rlhf.methods), prompts.test.jsonl (evaluation), requests.jsonl (sampling)
+                     (training.rlhf.methods), prompts.test.jsonl (evaluation), requests.jsonl (sampling),
+                     constitution.json (methods that make a dataset)
 data/mixture/NAME/   the same of each further dataset (training.rlhf.mixture)
 preflight.json       written by `python -m training.rlhf RUN_DIR --preflight`
 progress.jsonl       appended: one ProgressLine a line, `seq` counts from 1 without gaps
@@ -11,6 +12,8 @@ checkpoints/         checkpoint-STEP/, usable once it holds `complete.json`
 model/               what was trained: safetensors, tokenizer, `lineage.json`
 completions.jsonl    one SampledCompletion a line
 served.jsonl         answers of servers as they come in, of a sampling run that is under way
+revisions.jsonl      one training.rlhf.critique_revision.RevisedRow a line
+judged.jsonl         one training.rlhf.ai_preferences.JudgedRow a line
 evaluation.json
 scores.jsonl         of a reward model: what it says of each held-out row (training.rlhf.held_out_scores)
 error.json           RunError: what happened, where, what to do

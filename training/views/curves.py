@@ -188,6 +188,39 @@ BY_METHOD: dict[str, tuple[Curve, ...]] = {
             },
         ),
     ),
+    "critique_revision": (
+        Curve(
+            title="Answers that changed",
+            meaning="The share of answers that the policy wrote anew, and of revisions that end by "
+            "themselves; those that are cut are left out.",
+            share=True,
+            lines={"changed": ("revisions/changed",), "ended": ("eos_rate",)},
+        ),
+        Curve(
+            title="Length",
+            meaning="In tokens, on average.",
+            lines={
+                "answers": ("answers/mean_length",),
+                "critiques": ("critiques/mean_length",),
+                "revisions": ("revisions/mean_length",),
+            },
+        ),
+    ),
+    "ai_preferences": (
+        Curve(
+            title="What the judge says",
+            meaning="Shares of its verdicts. A choice that changes when the two are exchanged is "
+            "inconsistent, and what is no answer is nonsense: neither is ever a preference.",
+            share=True,
+            lines={
+                "prefers one": ("verdicts/decided",),
+                "tie": ("verdicts/tie",),
+                "inconsistent": ("verdicts/inconsistent",),
+                "nonsense": ("verdicts/nonsense",),
+            },
+        ),
+        LENGTH,
+    ),
     "sft": OF_EXAMPLES,
     "pretraining": OF_EXAMPLES,
     "distillation": (

@@ -21,6 +21,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("From a reward", ("ppo", "rloo", "grpo", "rejection_sampling")),
     ("From examples", ("sft", "distillation", "pretraining")),
     ("Before trusting a judge", ("judge_audit",)),
+    ("By a constitution: data, no model", ("critique_revision", "ai_preferences")),
 )
 # When to take it, in a sentence.
 WHEN = {
@@ -34,6 +35,8 @@ WHEN = {
     "distillation": "Learns to write as a larger policy does, or as itself does under a system prompt.",
     "judge_audit": "Asks a judge what people were asked, and shows how often it agrees. Nothing is trained.",
     "pretraining": "Reads the texts of a field before it learns to answer in it.",
+    "critique_revision": "The policy criticises and rewrites its own answers: examples for SFT to imitate.",
+    "ai_preferences": "A model compares two completions by your principles: pairs for DPO or a reward model.",
     "sft": "Imitates demonstrations, or the completions that people preferred: a start for a raw model.",
 }
 # What to do about a table that no dataset holds: where to, and what the link says.
@@ -64,6 +67,8 @@ def choices(project: Project) -> list[tuple[str, list[Choice]]]:
 
 def _choice(name: str, tables: set[str], has_reward_model: bool) -> Choice:
     method = METHODS[name]
+    if not method.trains:
+        return Choice(name, method.label, WHEN[name])
     missing = "" if tables & set(method.tables) else f"Needs a dataset. {method.learns_from}"
     if missing and tables:
         missing = f"No dataset has what it learns from: {method.learns_from.lower()}"

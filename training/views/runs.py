@@ -10,10 +10,13 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
+from labeling import audits
 from labeling.models import Project
 from training import ensembles, runs
 from training.forms.run import RunForm
 from training.ingredients import (
+    MAKING,
+    OFFERED,
     RUNNABLE,
     can_be_learnt_from,
     datasets_to_learn_from,
@@ -22,7 +25,7 @@ from training.ingredients import (
 )
 from training.models import Artifact, Run
 from training.rlhf.methods import METHODS
-from training.views import alarms, costs, evaluations, method_choice, mixtures
+from training.views import alarms, constitutional, costs, evaluations, method_choice, mixtures
 from training.views.curves import curves_of
 from training.views.ensembles import ensemble_of
 from training.views.judge_audits import audits_of, judge_audit
@@ -41,6 +44,9 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponse:
     like = _run_like(request, project)
     dataset = project.datasets.filter(pk=_number(request, "dataset") or 0).first()
     asked = request.GET.get("method")
+    chosen = asked or (like.method if like else "")
+    if chosen in MAKING:
+        return constitutional.run_new(request, project, chosen, like)
     method = asked or (like.method if like else method_choice.likely_method(project, dataset))
     if method not in RUNNABLE:
         method = Run.Method.REWARD_MODEL
@@ -84,6 +90,7 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponse:
         "unfit": dataset if dataset and not can_be_learnt_from(dataset, method) else None,
         "judge_audits": audits_of(project) if form.may_ask_a_judge() else [],
         "has_policies": trained_policies(project).exists(),
+        "unaudited": list(audits.unaudited(datasets_to_learn_from(project, method))),
     }
     return render(request, "training/run_new.html", context, status=422 if form.errors else 200)
 
@@ -91,7 +98,7 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponse:
 def _run_like(request: HttpRequest, project: Project) -> Run | None:
     """The run whose settings a link to the form names."""
     pk = _number(request, "like")
-    return project.runs.filter(method__in=RUNNABLE, pk=pk).first() if pk is not None else None
+    return project.runs.filter(method__in=OFFERED, pk=pk).first() if pk is not None else None
 
 
 def _chosen_in(request: HttpRequest, project: Project) -> dict[str, Any]:
@@ -139,7 +146,7 @@ def _run_of(request: HttpRequest, run_id: int) -> Run:
     return get_object_or_404(
         Run.objects.managed_by(request.user).select_related(
             "project", "dataset", "policy", "reward_model__run__dataset", "round", "created_by",
-            "artifact__policy", "next_round",
+            "artifact__policy", "next_round", "constitution__project", "made_dataset",
         ),
         pk=run_id,
     )  # fmt: skip
@@ -165,6 +172,9 @@ def _state_context(run: Run) -> dict[str, Any]:
         "artifact": _artifact_of(run),
         "alarms": alarms.of(run),
         "cost": costs.cost(run),
+        "unaudited": constitutional.unaudited(run),
+        "made": constitutional.made_figures(run),
+        "made_samples": constitutional.samples_of(run),
     }
 
 

@@ -128,6 +128,11 @@ def story_of(project: Project) -> Story:
 
 
 def _turn_of(dataset: PreferenceDataset, turns: dict[int, Turn], before: Turn) -> Turn:
+    if dataset.source == PreferenceDataset.Source.AI:  # no round's labels: it stands where it was made
+        earlier = [
+            turn for turn in turns.values() if turn.round and turn.round.created_at < dataset.created_at
+        ]
+        return earlier[-1] if earlier else before
     newest = max(dataset.rounds.all(), key=lambda r: r.number, default=None)  # prefetched
     return turns[newest.pk] if newest is not None else before
 
@@ -231,19 +236,21 @@ def _learn(story: Story) -> Action | None:
     """From judged rounds to a dataset, a reward model, a policy, and back to the raters."""
     slug = story.project.slug
     turn = story.turns[-1] if story.turns else Turn(round=None)
-    if turn.round is None and not turn.datasets:
+    of_people = [s for s in turn.datasets if s.dataset.source != PreferenceDataset.Source.AI]
+    steps = of_people if turn.round else turn.datasets
+    if turn.round is None and not steps:
         return Action(
             "Open the first round",
             "Prompts are there; people have not judged yet.",
             reverse("round_new", args=[slug]),
         )
-    if not turn.datasets:
+    if not steps:
         return Action(
             "Freeze a dataset",
             f"Round {turn.round.number if turn.round else 0} is judged and closed.",
             reverse("dataset_new", args=[slug]),
         )
-    step = next((s for s in reversed(turn.datasets) if holds_labels(s.dataset)), turn.datasets[-1])
+    step = next((s for s in reversed(steps) if holds_labels(s.dataset)), steps[-1])
     complete = [run for run in step.runs if run.state == State.COMPLETE]
     new_run = reverse("run_new", args=[slug])
     has_learnt = any(run.makes == "reward_model" for run in complete)
