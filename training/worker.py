@@ -21,6 +21,7 @@ from training.endings import Stop
 from training.launchers import Launcher
 from training.leases import NO_ANSWER, LeaseLost
 from training.models import Run, Worker
+from training.playground.lane import PlaygroundLane
 from training.supervision import Supervision
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,9 @@ class TrainingWorker:
         self.say = say
         self.device_lane: Supervision | None = None
         self.check_lane: Supervision | None = None
+        self.playground = PlaygroundLane(launcher=launcher, claims_as=self.claims_as, say=say)
         self._stops_asked = 0
+        self._is_batch = False
         self._seen = self._swept = float("-inf")
         self._unseen_since: float | None = None  # since then we have tried
         self._signed_on = False
@@ -49,6 +52,7 @@ class TrainingWorker:
 
     def serve(self, *, batch: bool = False) -> None:
         """Work until told to stop; in a batch, until nothing is left to do."""
+        self._is_batch = batch
         self.say(f"worker {self.name} waits for runs")
         self.launcher.prepare()
         # A call to the database may hang: then nobody but this thread sees a lease run out.
@@ -69,7 +73,9 @@ class TrainingWorker:
             self.be_seen()
             self.sweep()
             checking = self.check()
-            return self.train() or checking
+            training = self.train()
+            self.hold_policies(may_load=not self._is_batch)
+            return training or checking
         except NO_ANSWER:
             # The database is away or busy. Children work on; the lease's own clock stops them in time.
             log.warning("the database did not answer", exc_info=True)
@@ -133,6 +139,9 @@ class TrainingWorker:
     def train(self) -> bool:
         """One unit of the device lane; False when it has nothing to do."""
         if self.device_lane is None and not self.is_stopping:
+            if self.playground.must_make_way():
+                self.playground.make_way()
+                return True
             run = leases.claim_run(
                 worker=self.claims_as, device=self.launcher.device, lost=self.trusts_leases
             )
@@ -151,6 +160,13 @@ class TrainingWorker:
             return False
         self.check_lane = self._advance(self.check_lane)
         return True
+
+    def hold_policies(self, *, may_load: bool) -> None:
+        """One unit of the playground. It gives way to training, and keeps no worker from its end."""
+        is_free = self.device_lane is None or self.playground.shares_device
+        self.playground.turn(
+            may_load=may_load and is_free and not self.is_stopping, trusts_leases=self.trusts_leases
+        )
 
     def _take(self, run: Run | None) -> Supervision | None:
         if run is None:
@@ -195,6 +211,7 @@ class TrainingWorker:
                 lane.abandon()
         self.launcher.close()
         try:
+            self.playground.abandon()
             if self._signed_on:
                 Worker.objects.filter(name=self.name).delete()
         except NO_ANSWER:
