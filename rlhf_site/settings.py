@@ -225,6 +225,10 @@ PLAYGROUND_DIR = VAR_DIR / "playground"
 # What it starts to write a model in the form in which it leaves, and where that is written.
 LEAVE_COMMAND = [sys.executable, "-m", "training.rlhf.leave"]
 EXPORTS_DIR = VAR_DIR / "exports"
+# For pushing to a hub; only the worker needs it, and only the child that pushes is told.
+HUB_TOKEN = env_text("RATCHET_HUB_TOKEN", env_text("HF_TOKEN", ""))
+HUB_TOKEN_FILE = env_text("RATCHET_HUB_TOKEN_FILE", env_text("HF_TOKEN_PATH", ""))
+HUB_ENDPOINT = env_text("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 # The embedded default policy, which a project may choose in the browser.
 STARTER_POLICY = BASE_DIR / "training" / "rlhf" / "starter" / "policy"
 # Local folders of models may only lie below these; a hub id needs no folder.

@@ -3,7 +3,7 @@
 from django.urls import path
 from django.urls.resolvers import URLPattern
 
-from training.views import playground, policies, projects, runs
+from training.views import leaving, playground, policies, projects, runs
 
 urlpatterns: list[URLPattern] = [
     path("projects/<slug:slug>/", projects.project, name="project"),
@@ -21,6 +21,11 @@ urlpatterns: list[URLPattern] = [
     path("runs/<int:run_id>/start/", runs.run_start, name="run_start"),
     path("runs/<int:run_id>/cancel/", runs.run_cancel, name="run_cancel"),
     path("runs/<int:run_id>/resume/", runs.run_resume, name="run_resume"),
+    path("runs/<int:run_id>/away/", leaving.away, name="away"),
+    path("runs/<int:run_id>/away/write/", leaving.write, name="away_write"),
+    path("runs/<int:run_id>/away/push/", leaving.push, name="away_push"),
+    path("runs/<int:run_id>/away/<str:part>.zip", leaving.stored, name="away_stored"),
+    path("departures/<int:departure_id>.zip", leaving.download, name="departure"),
     path("policies/<int:policy_id>/", policies.policy, name="policy"),
     path("policies/<int:policy_id>/<str:part>.zip", policies.policy_export, name="policy_export"),
     path("policies/<int:policy_id>/promote/", policies.policy_promote, name="policy_promote"),

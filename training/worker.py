@@ -20,6 +20,8 @@ from training import gate, leases, runs
 from training.endings import Stop
 from training.launchers import Launcher
 from training.leases import NO_ANSWER, LeaseLost
+from training.leaving import hub
+from training.leaving.lane import LeavingLane
 from training.models import Run, Worker
 from training.playground.lane import PlaygroundLane
 from training.supervision import Supervision
@@ -39,6 +41,7 @@ class TrainingWorker:
         self.say = say
         self.device_lane: Supervision | None = None
         self.check_lane: Supervision | None = None
+        self.leaving = LeavingLane(launcher=launcher, claims_as=self.claims_as, say=say)
         self.playground = PlaygroundLane(launcher=launcher, claims_as=self.claims_as, say=say)
         self._stops_asked = 0
         self._is_batch = False
@@ -74,8 +77,9 @@ class TrainingWorker:
             self.sweep()
             checking = self.check()
             training = self.train()
+            leaving = self.leaving.turn(may_begin=not self.is_stopping, trusts_leases=self.trusts_leases)
             self.hold_policies(may_load=not self._is_batch)
-            return training or checking
+            return training or checking or (leaving and not self.is_stopping)
         except NO_ANSWER:
             # The database is away or busy. Children work on; the lease's own clock stops them in time.
             log.warning("the database did not answer", exc_info=True)
@@ -101,7 +105,8 @@ class TrainingWorker:
         if now - self._seen > 2 * lease:  # the first time, or after a pause in which the name was free
             self._sign_on()
         Worker.objects.update_or_create(
-            name=self.name, defaults={"device": self.launcher.device, "seen_at": Now()}
+            name=self.name,
+            defaults={"device": self.launcher.device, "hub": hub.reached(), "seen_at": Now()},
         )
         self._seen = time.monotonic()
         if self._seen - self._unseen_since > lease / 6:
@@ -113,7 +118,7 @@ class TrainingWorker:
         """Take a name that no worker alive has: two on one device must not remove each other's row."""
         for name in (self.name, *(f"{self.name} {number}" for number in range(2, 1000))):
             Worker.objects.filter(name=name, seen_at__lt=runs.oldest_alive()).delete()
-            now = {"device": self.launcher.device, "seen_at": Now()}
+            now = {"device": self.launcher.device, "hub": hub.reached(), "seen_at": Now()}
             if Worker.objects.get_or_create(name=name, defaults=now)[1]:
                 self.name, self._signed_on = name, True
                 return
@@ -211,6 +216,7 @@ class TrainingWorker:
                 lane.abandon()
         self.launcher.close()
         try:
+            self.leaving.abandon()
             self.playground.abandon()
             if self._signed_on:
                 Worker.objects.filter(name=self.name).delete()

@@ -1,6 +1,8 @@
 // The playground: answers come over a WebSocket, one for each side that was asked, as the policy writes them.
 // Until an answer is whole its words are only ever set as text; then the side is asked for anew, rendered.
 
+import { showCopying } from "./copying.js";
+
 const open = new Map(); // id of a side -> its socket
 
 const listen = (side) => {
@@ -67,7 +69,7 @@ const look = () => {
     const list = side.querySelector(".said");
     list.scrollTop = list.scrollHeight;
   }
-  for (const copies of document.querySelectorAll("[data-copies][hidden]")) copies.hidden = false;
+  showCopying();
   for (const hint of document.querySelectorAll(".keys-hint[hidden]")) hint.hidden = false;
 };
 
@@ -77,19 +79,6 @@ document.addEventListener("keydown", (event) => {
   if (!form) return;
   event.preventDefault();
   form.requestSubmit();
-});
-
-document.addEventListener("click", async (event) => {
-  const button = event.target.closest("[data-copies]");
-  if (!button) return;
-  const text = (button.dataset.copies ? document.getElementById(button.dataset.copies) : button.closest(".answer").querySelector(".prose")).innerText;
-  try {
-    await navigator.clipboard.writeText(text.trim());
-    button.textContent = "Copied";
-  } catch {
-    button.textContent = "Select it to copy";
-  }
-  setTimeout(() => { button.textContent = "Copy"; }, 1500);
 });
 
 // The new message is written where the old one was: the hand stays on the keys.
