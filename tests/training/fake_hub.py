@@ -1,4 +1,4 @@
-"""Enough of a hub to push to: repositories, the upload mode of files, LFS, commits. A real server on loopback."""
+"""Enough of a hub to push to: repositories, the upload mode of files, LFS, commits. Real, on loopback."""
 
 import base64
 import hashlib
@@ -13,7 +13,7 @@ TOKEN = "hf_only_for_tests"
 
 
 class FakeHub:
-    """`files`: repository -> path -> bytes, as of its last commit. `refuse`: a status that commits are met with."""
+    """`files`: repository -> path -> bytes, as of its last commit. `refuse`: what commits are met with."""
 
     def __init__(self) -> None:
         self.address = ""
@@ -61,9 +61,13 @@ def fake_hub() -> Iterator[FakeHub]:
             path = self.path.partition("?")[0]
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 self.answer(401, {"error": "Invalid credentials."})
+            elif path == "/api/validate-yaml":
+                self.answer(200, {"errors": [], "warnings": []})
             elif path == "/api/repos/create":
                 asked = json.loads(content)
-                repo = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+                repo = (
+                    f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+                )
                 hub.private.setdefault(repo, bool(asked.get("private")))
                 self.answer(200, {"url": f"{hub.address}/{repo}", "name": repo})
             elif path.endswith("/preupload/main"):

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
+import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -120,9 +121,13 @@ def test_what_lies_beside_the_weights_comes_along(tiny_policy: Path, tmp_path: P
     code, folder = leave(tmp_path / "out", run, "fp32")
     assert code == 0
     base = AutoModelForCausalLM.from_pretrained(folder)
-    assert torch.equal(logits(base, folder), logits(AutoModelForCausalLM.from_pretrained(tiny_policy), folder))
+    assert torch.equal(
+        logits(base, folder), logits(AutoModelForCausalLM.from_pretrained(tiny_policy), folder)
+    )
     whole = PeftModel.from_pretrained(base, str(folder), subfolder="adapter")
-    assert not torch.equal(logits(whole, folder), logits(AutoModelForCausalLM.from_pretrained(folder), folder))
+    assert not torch.equal(
+        logits(whole, folder), logits(AutoModelForCausalLM.from_pretrained(folder), folder)
+    )
 
 
 def test_no_place_on_this_machine_leaves(lora: Path, tmp_path: Path) -> None:
