@@ -84,7 +84,11 @@ document.addEventListener("keydown", (event) => {
 // The new message is written where the old one was: the hand stays on the keys.
 document.addEventListener("htmx:after:swap", ({ detail: { ctx } }) => {
   look();
-  if (ctx?.sourceElement?.matches?.("[data-sends]")) document.querySelector("[data-sends] textarea")?.focus();
+  if (!ctx?.sourceElement?.matches?.("[data-sends]")) return;
+  document.querySelector("[data-sends] textarea")?.focus({ preventScroll: true });
+  const coming = document.querySelector(".coming");
+  const list = coming?.closest(".said");
+  if (list && list.scrollHeight <= list.clientHeight + 1) coming.scrollIntoView({ block: "nearest" });
 });
 window.addEventListener("pagehide", () => { for (const { socket } of open.values()) socket.close(); });
 new MutationObserver(look).observe(document.getElementById("main"), { childList: true, subtree: true });

@@ -110,8 +110,8 @@ def test_vllm_is_started_only_with_the_template_that_it_was_trained_with(
     model.mkdir()
     for path in tiny_policy.iterdir():
         (model / path.name).symlink_to(path)
-    path = f"{tmp_path}{os.pathsep}{ROOT}"
-    env = environment() | {"PYTHONPATH": path, "RATCHET_SERVE_KEY": "secret"}
+    found_first = f"{tmp_path}{os.pathsep}{ROOT}"
+    env = environment() | {"PYTHONPATH": found_first, "RATCHET_SERVE_KEY": "secret"}
     command = [sys.executable, "-m", "training.rlhf.serve", str(model), "--name", "tiny", "--port", "8123"]
 
     def run() -> "subprocess.CompletedProcess[str]":
