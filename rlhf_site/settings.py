@@ -214,6 +214,21 @@ RUNS_DIR = VAR_DIR / "runs"
 TRAINER_COMMAND = [sys.executable, "-m", "training.rlhf"]
 # Whether a worker keeps one such process waiting, torch imported (half a GiB): runs start at once.
 TRAINER_STANDBY = env_flag("RATCHET_STANDBY", True)
+# What it starts for a policy that somebody chats with, with the policy's folder as last argument.
+SERVE_COMMAND = [sys.executable, "-m", "training.rlhf.serve"]
+# Policies that one worker holds in memory for the playground, and for how long after the last message.
+PLAYGROUND_SEATS = env_number("RATCHET_PLAYGROUND_SEATS", 2, low=0, high=16)
+PLAYGROUND_IDLE_SECONDS = env_number("RATCHET_PLAYGROUND_IDLE_SECONDS", 300, low=5, high=86_400)
+# Where they listen: an address of the worker's machine that the web processes reach.
+PLAYGROUND_HOST = env_text("RATCHET_PLAYGROUND_HOST", "127.0.0.1")
+PLAYGROUND_DIR = VAR_DIR / "playground"
+# What it starts to write a model in the form in which it leaves, and where that is written.
+LEAVE_COMMAND = [sys.executable, "-m", "training.rlhf.leave"]
+EXPORTS_DIR = VAR_DIR / "exports"
+# For pushing to a hub; only the worker needs it, and only the child that pushes is told.
+HUB_TOKEN = env_text("RATCHET_HUB_TOKEN", env_text("HF_TOKEN", ""))
+HUB_TOKEN_FILE = env_text("RATCHET_HUB_TOKEN_FILE", env_text("HF_TOKEN_PATH", ""))
+HUB_ENDPOINT = env_text("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 # The embedded default policy, which a project may choose in the browser.
 STARTER_POLICY = BASE_DIR / "training" / "rlhf" / "starter" / "policy"
 # Local folders of models may only lie below these; a hub id needs no folder.

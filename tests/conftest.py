@@ -34,6 +34,8 @@ def _settings_for_tests(settings: "pytest.FixtureRequest", tmp_path: Path) -> It
     }
     settings.DATASETS_DIR = tmp_path / "datasets"  # type: ignore[attr-defined]
     settings.RUNS_DIR = tmp_path / "runs"  # type: ignore[attr-defined]
+    settings.PLAYGROUND_DIR = tmp_path / "playground"  # type: ignore[attr-defined]
+    settings.EXPORTS_DIR = tmp_path / "exports"  # type: ignore[attr-defined]
     yield
 
 

@@ -3,7 +3,7 @@
 from django.contrib import admin
 from django.http import HttpRequest
 
-from training.models import Artifact, GateDecision, Metric, Run, Worker
+from training.models import Artifact, Departure, GateDecision, Metric, Run, ServedPolicy, Worker
 
 
 class ReadOnly(admin.ModelAdmin):
@@ -45,3 +45,16 @@ class GateDecisionAdmin(ReadOnly):
 @admin.register(Worker)
 class WorkerAdmin(ReadOnly):
     list_display = ["name", "device", "seen_at"]
+
+
+@admin.register(ServedPolicy)
+class ServedPolicyAdmin(ReadOnly):
+    list_display = ["policy", "worker", "address", "wanted_until", "leased_until", "failed", "message"]
+    list_select_related = ["policy"]
+    exclude = ["token"]
+
+
+@admin.register(Departure)
+class DepartureAdmin(ReadOnly):
+    list_display = ["id", "artifact", "form", "repo", "state", "percent", "url", "created_at"]
+    list_select_related = ["artifact"]

@@ -165,8 +165,13 @@ def refusal(report: dict[str, Any]) -> str:
 
 def error_of(run_dir: RunDir) -> str:
     """What error.json says, in one paragraph; empty without one."""
+    return error_of_folder(run_dir.path)
+
+
+def error_of_folder(folder: Path) -> str:
+    """The same of any folder in which a child left words."""
     try:
-        return in_words(json.loads(run_dir.error.read_text(encoding="utf-8")))
+        return in_words(json.loads((folder / "error.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 

@@ -43,7 +43,7 @@ class Export:
 
 def parts_of(artifact: Artifact) -> list[str]:
     """What can be exported: "model", and "adapter" when the run trained one."""
-    folders = {part: _folder(artifact, part) for part in ("model", "adapter")}
+    folders = {part: folder_of(artifact, part) for part in ("model", "adapter")}
     return [part for part, folder in folders.items() if any(folder.glob("*.safetensors"))]
 
 
@@ -55,20 +55,22 @@ def export(artifact: Artifact, part: str = "model", *, policy: Policy | None = N
     """
     if part not in parts_of(artifact):
         raise NothingToExport(f"Run {artifact.run_id} left no {part} on this machine.")
-    folder = _folder(artifact, part)
+    folder = folder_of(artifact, part)
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     files = [str(path.relative_to(folder)) for path in paths if path.name not in NOT_FOR_OTHERS]
     leaving = policy or artifact.policy
-    title = leaving.name if leaving else f"reward model, run {artifact.run_id}"
-    name = f"{slugify(title) or f'run-{artifact.run_id}'}{'' if part == 'model' else '-adapter'}"
+    title = slugify(title_of(artifact, leaving)) or f"run-{artifact.run_id}"
+    name = title if part == "model" else f"{title}-adapter"
     card = model_card(artifact, part, policy=leaving)
     texts = {CARD: card, "lineage.json": json.dumps(shared_lineage(artifact), indent=1)}
-    if leaving is not None and leaving.is_prompted:
-        parts = parts_of_policy(leaving).to_json()
-        texts[PARTS_FILE] = json.dumps(parts, ensure_ascii=False, indent=1)
-        files = [name for name in files if name != PARTS_FILE]
-    elif leaving is not None:
-        files = [name for name in files if name != PARTS_FILE]  # of a policy that prompts the same weights
+    if leaving is not None:
+        files = [name for name in files if name != PARTS_FILE]  # perhaps of another policy
+        if leaving.is_prompted:
+            parts = parts_of_policy(leaving).to_json()
+            texts[PARTS_FILE] = json.dumps(parts, ensure_ascii=False, indent=1)
+    for settings in [name for name in files if posixpath.basename(name) == "adapter_config.json"]:
+        texts[settings] = _onto(folder / settings, base_name(artifact))
+        files.remove(settings)
     return Export(
         name=name,
         files=[*texts, *files],
@@ -91,13 +93,44 @@ def _without_places(value: Any) -> Any:
     return value
 
 
-def _folder(artifact: Artifact, part: str) -> Path:
+def title_of(artifact: Artifact, policy: Policy | None = None) -> str:
+    leaving = policy or artifact.policy
+    return leaving.name if leaving else f"reward model, run {artifact.run_id}"
+
+
+def base_name(artifact: Artifact) -> str:
+    """What an adapter of it goes onto: the hub id of the model that the run began from, or its name."""
+    base = str(artifact.run.config.get("model") or "")
+    parent = artifact.run.policy
+    return str(_without_places(base)) if base else parent.name if parent else ""
+
+
+def _onto(path: Path, base: str) -> str:
+    """adapter_config.json without the place on this machine where its base model lay."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return json.dumps({**config, "base_model_name_or_path": base}, indent=2)
+
+
+def folder_of(artifact: Artifact, part: str) -> Path:
     model = Path(artifact.folder)
     return model if part == "model" else model.parent / part
 
 
-def model_card(artifact: Artifact, part: str = "model", *, policy: Policy | None = None) -> str:
-    """Markdown with the front matter that a hub reads: data, lineage, licence, figures, how to load it."""
+def model_card(
+    artifact: Artifact,
+    part: str = "model",
+    *,
+    policy: Policy | None = None,
+    base: str = "",
+    licence: str = "",
+    repo: str = "",
+    form: str = "",
+) -> str:
+    """Markdown with the front matter that a hub reads: data, lineage, licence, figures, how to load it.
+
+    `policy`: the one that leaves, where it is a prompted variant; `base`: the hub id of what an adapter goes
+    onto; `repo`: where the files lie; `form`: as written.
+    """
     run = artifact.run
     leaving = policy or artifact.policy
     title = leaving.name if leaving else f"Reward model of run {run.pk}"
@@ -106,16 +139,19 @@ def model_card(artifact: Artifact, part: str = "model", *, policy: Policy | None
         "library_name": "transformers" if part == "model" else "peft",
         "pipeline_tag": "text-generation" if writes else "text-classification",
         "tags": ["ratchet", "rlhf", run.method.replace("_", "-")],
+        **({"license": licence} if licence else {}),
+        **({"base_model": base} if base else {}),
     }
     lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in front.items()), "---", ""]
     lines += [f"# {_plain(title)}", "", f"Trained by Ratchet: {run.get_method_display()}, run {run.pk}.", ""]
+    lines += _numbers(form)
     if leaving is not None and leaving.is_prompted:
         lines += ["## Prompt", "", *_prompt(leaving), ""]
     lines += ["## Data", "", *_data(artifact), ""]
     lines += ["## Where it comes from", "", *_ancestors(artifact), ""]
     lines += ["## Figures", "", *(_figures(artifact) or ["None were measured."]), ""]
-    lines += ["## Licence", "", LICENCE, ""]
-    lines += ["## How to load it", "", *_loading(artifact, part), ""]
+    lines += ["## Licence", "", f"`{licence}`" if licence else LICENCE, ""]
+    lines += ["## How to load it", "", *_loading(artifact, part, base=base, repo=repo), ""]
     return "\n".join(lines)
 
 
@@ -129,6 +165,14 @@ def _prompt(policy: Policy) -> list[str]:
         "`python -m training.rlhf.serve .` puts them before every conversation; elsewhere send them as the "
         "first messages.",
     ]
+
+
+def _numbers(form: str) -> list[str]:
+    said = {
+        "bf16": "The weights are those that were judged, rounded to bf16, to the nearest even.",
+        "fp32": "The weights are those that were judged, written as fp32, which changes none of them.",
+    }.get(form)
+    return [said, ""] if said else []
 
 
 def _plain(text: str) -> str:
@@ -201,23 +245,53 @@ def _figures(artifact: Artifact) -> list[str]:
     return lines
 
 
-def _loading(artifact: Artifact, part: str) -> list[str]:
+def _loading(artifact: Artifact, part: str, *, base: str = "", repo: str = "") -> list[str]:
     kind = "CausalLM" if artifact.kind == Artifact.Kind.POLICY else "SequenceClassification"
+    here, from_base = json.dumps(repo or "."), json.dumps(base or "...")
+    parent = _plain(artifact.run.policy.name) if artifact.run.policy else "its parent"
     code = [f"from transformers import AutoModelFor{kind}, AutoTokenizer", ""]
     served = []
+    beside = kind_beside(artifact)
     if part == "adapter":
-        parent = _plain(artifact.run.policy.name) if artifact.run.policy else "its parent"
         code = [
             "from peft import PeftModel",
             *code,
-            f'base = AutoModelFor{kind}.from_pretrained("...")  # {parent}',
-            'model = PeftModel.from_pretrained(base, ".")',
+            f"tokenizer = AutoTokenizer.from_pretrained({here})",
+            f"base = AutoModelFor{kind}.from_pretrained({from_base})  # {parent}",
+            f"model = PeftModel.from_pretrained(base, {here})",
         ]
+        if base and kind == "CausalLM":
+            lora = f"ratchet={repo or '.'}"
+            served = ["", f"`vllm serve {base} --enable-lora --lora-modules {lora}` serves it too (LoRA)."]
     else:
         code += [
-            'tokenizer = AutoTokenizer.from_pretrained(".")',
-            f'model = AutoModelFor{kind}.from_pretrained(".")',
+            f"tokenizer = AutoTokenizer.from_pretrained({here})",
+            f"model = AutoModelFor{kind}.from_pretrained({here})",
         ]
-        served = ["", "`vllm serve .` serves it too."] if kind == "CausalLM" else []
+        if beside:
+            code, served = _loading_beside(code, beside, here)
+        elif kind == "CausalLM":
+            served = ["", f"`vllm serve {repo or '.'}` serves it too."]
     rendered = "The chat template comes with the tokenizer; text has to be rendered with it."
     return [rendered, "", "```python", *code, "```", *served]
+
+
+def kind_beside(artifact: Artifact) -> str:
+    """The kind of adapters that lie beside a model's weights and hold what it learnt; empty without any."""
+    try:
+        said = json.loads((Path(artifact.folder) / "adapter.json").read_text(encoding="utf-8"))
+        return str(said["kind"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _loading_beside(code: list[str], kind: str, here: str) -> tuple[list[str], list[str]]:
+    """**What it learnt is not in the weights**: whoever loads those alone has the model from before."""
+    said = [
+        "",
+        f"What it learnt ({kind}) lies in `adapter/`, not in the weights: without it this is its parent.",
+    ]
+    if kind == "bottleneck":
+        return code, [*said, "Bottleneck adapters are Ratchet's own: `training.rlhf.loading` reads them."]
+    adapter = f'model = PeftModel.from_pretrained(model, {here}, subfolder="adapter")'
+    return ["from peft import PeftModel", *code, adapter], said

@@ -283,6 +283,7 @@ class Worker(models.Model):
 
     name = models.CharField(max_length=100, unique=True)
     device = models.CharField(max_length=40)
+    hub = models.CharField(max_length=200, blank=True)  # where it may push to; empty without a token
     seen_at = models.DateTimeField()
 
     class Meta:
@@ -290,3 +291,10 @@ class Worker(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+# Django finds models by this module.
+from training.leaving.models import Departure as Departure  # noqa: E402
+from training.playground.models import Chat as Chat  # noqa: E402
+from training.playground.models import ChatSide as ChatSide  # noqa: E402
+from training.playground.models import ServedPolicy as ServedPolicy  # noqa: E402

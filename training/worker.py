@@ -20,7 +20,10 @@ from training import gate, leases, runs
 from training.endings import Stop
 from training.launchers import Launcher
 from training.leases import NO_ANSWER, LeaseLost
+from training.leaving import hub
+from training.leaving.lane import LeavingLane
 from training.models import Run, Worker
+from training.playground.lane import PlaygroundLane
 from training.supervision import Supervision
 
 log = logging.getLogger(__name__)
@@ -38,7 +41,10 @@ class TrainingWorker:
         self.say = say
         self.device_lane: Supervision | None = None
         self.check_lane: Supervision | None = None
+        self.leaving = LeavingLane(launcher=launcher, claims_as=self.claims_as, say=say)
+        self.playground = PlaygroundLane(launcher=launcher, claims_as=self.claims_as, say=say)
         self._stops_asked = 0
+        self._is_batch = False
         self._seen = self._swept = float("-inf")
         self._unseen_since: float | None = None  # since then we have tried
         self._signed_on = False
@@ -49,6 +55,7 @@ class TrainingWorker:
 
     def serve(self, *, batch: bool = False) -> None:
         """Work until told to stop; in a batch, until nothing is left to do."""
+        self._is_batch = batch
         self.say(f"worker {self.name} waits for runs")
         self.launcher.prepare()
         # A call to the database may hang: then nobody but this thread sees a lease run out.
@@ -69,7 +76,10 @@ class TrainingWorker:
             self.be_seen()
             self.sweep()
             checking = self.check()
-            return self.train() or checking
+            training = self.train()
+            leaving = self.leaving.turn(may_begin=not self.is_stopping, trusts_leases=self.trusts_leases)
+            self.hold_policies(may_load=not self._is_batch)
+            return training or checking or (leaving and not self.is_stopping)
         except NO_ANSWER:
             # The database is away or busy. Children work on; the lease's own clock stops them in time.
             log.warning("the database did not answer", exc_info=True)
@@ -95,7 +105,8 @@ class TrainingWorker:
         if now - self._seen > 2 * lease:  # the first time, or after a pause in which the name was free
             self._sign_on()
         Worker.objects.update_or_create(
-            name=self.name, defaults={"device": self.launcher.device, "seen_at": Now()}
+            name=self.name,
+            defaults={"device": self.launcher.device, "hub": hub.reached(), "seen_at": Now()},
         )
         self._seen = time.monotonic()
         if self._seen - self._unseen_since > lease / 6:
@@ -107,7 +118,7 @@ class TrainingWorker:
         """Take a name that no worker alive has: two on one device must not remove each other's row."""
         for name in (self.name, *(f"{self.name} {number}" for number in range(2, 1000))):
             Worker.objects.filter(name=name, seen_at__lt=runs.oldest_alive()).delete()
-            now = {"device": self.launcher.device, "seen_at": Now()}
+            now = {"device": self.launcher.device, "hub": hub.reached(), "seen_at": Now()}
             if Worker.objects.get_or_create(name=name, defaults=now)[1]:
                 self.name, self._signed_on = name, True
                 return
@@ -133,6 +144,9 @@ class TrainingWorker:
     def train(self) -> bool:
         """One unit of the device lane; False when it has nothing to do."""
         if self.device_lane is None and not self.is_stopping:
+            if self.playground.must_make_way():
+                self.playground.make_way()
+                return True
             run = leases.claim_run(
                 worker=self.claims_as, device=self.launcher.device, lost=self.trusts_leases
             )
@@ -151,6 +165,13 @@ class TrainingWorker:
             return False
         self.check_lane = self._advance(self.check_lane)
         return True
+
+    def hold_policies(self, *, may_load: bool) -> None:
+        """One unit of the playground. It gives way to training, and keeps no worker from its end."""
+        is_free = self.device_lane is None or self.playground.shares_device
+        self.playground.turn(
+            may_load=may_load and is_free and not self.is_stopping, trusts_leases=self.trusts_leases
+        )
 
     def _take(self, run: Run | None) -> Supervision | None:
         if run is None:
@@ -195,6 +216,8 @@ class TrainingWorker:
                 lane.abandon()
         self.launcher.close()
         try:
+            self.leaving.abandon()
+            self.playground.abandon()
             if self._signed_on:
                 Worker.objects.filter(name=self.name).delete()
         except NO_ANSWER:

@@ -36,7 +36,7 @@ def outside_database(url: str, blocker: DjangoDbBlocker) -> Iterator[None]:
 class Workers:
     """Real worker processes, each with its children in the environment of an installation."""
 
-    def __init__(self, *, url: str, var: Path, behaviour: str = "works", lease: int = 4) -> None:
+    def __init__(self, *, url: str, var: Path, behaviour: str = "works", lease: int = 4, **more: str) -> None:
         self.logs = var
         self._env = environment(
             database=url,
@@ -44,6 +44,7 @@ class Workers:
             RATCHET_RUN_LEASE_SECONDS=str(lease),
             DJANGO_SETTINGS_MODULE="tests.training.stub_settings",
             STUB_BEHAVIOUR=behaviour,
+            **more,
         )
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 

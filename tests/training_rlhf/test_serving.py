@@ -230,9 +230,9 @@ def test_parts_are_read_beside_the_weights_and_never_given_to_vllm(tmp_path: Pat
     (tmp_path / FILE).write_text(json.dumps(PARTS.to_json()))
     found = serve.read_parts(str(tmp_path), None)
     assert found == PARTS == serve.read_parts("org/model", tmp_path / FILE)
-    assert serve.chosen_engine("auto", parts=found) == "embedded"
+    assert serve.chosen_engine("auto", str(tmp_path), parts=found)[0] == "embedded"
     with pytest.raises(Refused, match="leave out the system prompt"):
-        serve.chosen_engine("vllm", parts=found)
+        serve.chosen_engine("vllm", str(tmp_path), parts=found)
     (tmp_path / FILE).write_text("{}x")
     with pytest.raises(Refused, match="cannot be read"):
         serve.read_parts(str(tmp_path), None)

@@ -25,6 +25,11 @@ class Child(Protocol):
         """Keep what it prints from filling the disk."""
 
 
+class Server(Child, Protocol):
+    def address(self) -> str:
+        """host:port; empty while it loads."""
+
+
 class Launcher(Protocol):
     device: str
 
@@ -35,6 +40,12 @@ class Launcher(Protocol):
         """The worker leaves: nothing that was made ready stays."""
 
     def start(self, folder: Path, *, preflight: bool) -> Child: ...
+
+    def serve(self, location: str, *, name: str, folder: Path, host: str, token: str) -> Server:
+        """A child that answers for a policy in OpenAI's interface, to who knows the token."""
+
+    def leave(self, folder: Path, *, token: str) -> Child:
+        """A child that carries out the job in the folder (training.rlhf.leave)."""
 
     def evict(self, folder: Path) -> int | None:
         """End what still works in the folder for nobody; the process that could not be ended, or None."""

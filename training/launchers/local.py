@@ -9,6 +9,7 @@ killed when that process dies (PDEATHSIG), and leaves at once when it is dead al
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -18,6 +19,7 @@ from pathlib import Path
 from django.conf import settings
 
 from training.launchers.local_child import LocalChild
+from training.launchers.local_server import LocalServer
 from training.launchers.standby import Standby, StandbyCheck
 from training.rlhf.run_dir import RunDir, RunLocked
 
@@ -98,17 +100,25 @@ class LocalLauncher:
             self._prepare_next()
             return LocalChild(standby.process, stderr, stdout)
         self._prepare_next()
-        with open(stdout, "ab") as out, open(stderr, "ab") as err:
-            process = subprocess.Popen(
-                command,
-                cwd=settings.BASE_DIR,
-                env=child_environment(self.device),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-            )
-        return LocalChild(process, stderr, stdout)
+        return LocalChild(_started(command, child_environment(self.device), stdout, stderr), stderr, stdout)
+
+    def serve(self, location: str, *, name: str, folder: Path, host: str, token: str) -> LocalServer:
+        """A child that answers for a policy. What it prints, and where it listens, is written to `folder`."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        stdout, stderr, announced = folder / "stdout.log", folder / "stderr.log", folder / "address.json"
+        command = [*settings.SERVE_COMMAND, "--engine", "embedded", "--host", host, "--port", "0",
+                   "--name", name, "--announce", str(announced), "--", location]  # fmt: skip
+        # Not on a command line, which everybody on this machine can read.
+        env = child_environment(self.device) | {"RATCHET_SERVE_KEY": token}
+        return LocalServer(_started(command, env, stdout, stderr), stderr, stdout, announced)
+
+    def leave(self, folder: Path, *, token: str) -> LocalChild:
+        """A child that writes a model in another form and sends it where its job says. It needs no GPU."""
+        stdout, stderr = folder / "stdout.log", folder / "stderr.log"
+        env = child_environment("cpu:0") | ({"HF_TOKEN": token} if token else {})
+        command = [*settings.LEAVE_COMMAND, str(folder)]
+        return LocalChild(_started(command, env, stdout, stderr), stderr, stdout)
 
     def _prepare_next(self) -> None:
         # A child that was just given its run must not be lost because the next one cannot stand by.
@@ -132,6 +142,23 @@ class LocalLauncher:
                 ended = holder
             time.sleep(0.05)
         return holder
+
+
+def _started(
+    command: list[str], env: dict[str, str], stdout: Path, stderr: Path
+) -> "subprocess.Popen[bytes]":
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("a child is started from the main thread: see the module's first lines")
+    with open(stdout, "ab") as out, open(stderr, "ab") as err:
+        return subprocess.Popen(
+            command,
+            cwd=settings.BASE_DIR,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
 
 
 def works_in(pid: int, folder: Path) -> bool:

@@ -93,6 +93,27 @@ class Job(TypedDict):
     stderr: str
 
 
+class LeaveJob(TypedDict):
+    """job.json of training.rlhf.leave, which writes model/, state.json, result.json or error.json."""
+
+    model: str  # the folder of the model as it is stored
+    adapter: str  # that of its adapter; may be empty
+    form: str  # stored, bf16, fp32 or adapter
+    base: str  # what others load the adapter onto
+    texts: dict[str, str]  # files to write beside the weights: README.md, lineage.json
+    leave_out: list[str]  # files that are for nobody else
+    repo: str  # on the hub; empty: only write
+    private: bool
+    message: str  # of the commit
+
+
+class LeaveState(TypedDict):
+    """state.json while it works."""
+
+    percent: int
+    message: str
+
+
 class RunLocked(Exception):
     """Another process works in this run folder; `pid` is its process id (0 when unknown)."""
 

@@ -5,20 +5,28 @@ than training does. Either way the folder's chat template has to be the one that
 A policy's system prompt and examples, in prompt_parts.json beside the weights or in a file that is named,
 stand before every conversation; vLLM's server knows nothing of them, so such a policy is served embedded.
 The API key comes from RATCHET_SERVE_KEY; without one anybody who reaches the address may ask.
+
+A worker starts it for the playground: `--port 0` takes a free port, and `--announce FILE` says which.
 """
 
 import argparse
 import importlib.util
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 
 from training.rlhf import prompt_parts
+from training.rlhf.__main__ import ENVIRONMENT, die_with_parent, see_one_device, without_bitsandbytes
 from training.rlhf.failures import Refused
+from training.rlhf.run_dir import write_json
 
 KEY = "RATCHET_SERVE_KEY"
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+# The settings by which vLLM's server draws what the embedded one does, and what training does.
+_GENERATION = ["--generation-config", "vllm"]
+STOP_SECONDS = 10  # for the answers under way when it is told to stop
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,20 +40,28 @@ def main(arguments: list[str] | None = None) -> int:
         type=Path,
         help="a file with system prompt and examples; prompt_parts.json beside the weights",
     )
-    parser.add_argument("--engine", choices=("auto", "embedded", "vllm"), default="auto")
+    parser.add_argument(
+        "--engine", choices=("auto", "embedded", "own", "vllm"), default="auto",
+        help="vllm where it is installed, else our own (embedded)",
+    )  # fmt: skip
+    parser.add_argument("--announce", type=Path, help="a file that is told where the server listens")
     options = parser.parse_args(arguments)
+    die_with_parent()
+    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     key = os.environ.get(KEY, "")
     try:
         check_address(options.host, key)
         name = options.name or name_of(options.folder)
         parts = read_parts(options.folder, options.prompt_parts)
-        engine = chosen_engine(options.engine, parts=parts)
+        engine, why = chosen_engine(options.engine, options.folder, parts=parts)
         check_template(options.folder)
+        sys.stderr.write(f"engine: {engine}, {why}\n")
         if engine == "vllm":
             command = vllm_command(options.folder, name, options.host, options.port)
-            os.environ["VLLM_API_KEY"] = key  # not on a command line, which everybody here can read
+            if key:
+                os.environ["VLLM_API_KEY"] = key  # not on a command line, which everybody here can read
             os.execvp(command[0], command)  # noqa: S606  the command is ours, its arguments are no shell's
-        serve(options.folder, name, options.host, options.port, key, parts)
+        serve(options.folder, name, options.host, options.port, key, parts=parts, announce=options.announce)
     except Refused as refused:
         sys.stderr.write(f"{refused.what} ({refused.where})\n{refused.do}\n")
         return 4
@@ -81,24 +97,42 @@ def read_parts(folder: str, file: Path | None) -> prompt_parts.PromptParts:
         ) from error
 
 
-def chosen_engine(asked: str, *, parts: prompt_parts.PromptParts = prompt_parts.NONE) -> str:
-    there = importlib.util.find_spec("vllm") is not None
+def chosen_engine(
+    asked: str, folder: str, *, parts: prompt_parts.PromptParts = prompt_parts.NONE
+) -> tuple[str, str]:
+    """vllm or embedded, and why. Raises Refused where vLLM was asked for and cannot do it."""
+    installed = importlib.util.find_spec("vllm") is not None
+    beside = (Path(folder) / "adapter.json").is_file()
+    if asked == "vllm" and parts:
+        raise Refused(
+            "vLLM's server would leave out the system prompt and examples of this policy.",
+            "--engine vllm",
+            "Use --engine own, or distil the prompt into the weights first.",
+        )
+    if asked == "vllm" and not installed:
+        raise Refused("vLLM is not installed here.", "--engine vllm", "Install it, or use --engine own.")
+    if asked == "vllm" and beside:
+        raise Refused(
+            "What this policy learnt lies beside its weights, where vLLM would leave it out.",
+            folder,
+            "Use --engine own.",
+        )
+    if asked == "vllm":
+        return "vllm", "as asked"
+    if asked in ("own", "embedded"):
+        return "embedded", "as asked"
+    if not installed:
+        return "embedded", "because vLLM is not installed here; it writes for one request at a time"
+    if beside:
+        return "embedded", "because what this policy learnt lies beside its weights, which vLLM cannot read"
     if parts:
-        if asked == "vllm":
-            raise Refused(
-                "vLLM's server would leave out the system prompt and examples of this policy.",
-                "--engine vllm",
-                "Use --engine embedded, or distil the prompt into the weights first.",
-            )
-        return "embedded"
-    if asked == "vllm" and not there:
-        raise Refused("vLLM is not installed here.", "--engine vllm", "Install it, or use --engine embedded.")
-    return "vllm" if asked == "vllm" or (asked == "auto" and there) else "embedded"
+        return "embedded", "because vLLM would leave out this policy's system prompt and examples"
+    return "vllm", "which is installed here"
 
 
 def vllm_command(folder: str, name: str, host: str, port: int) -> list[str]:
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder,
-               "--served-model-name", name, "--host", host, "--port", str(port)]  # fmt: skip
+               "--served-model-name", name, "--host", host, "--port", str(port), *_GENERATION]  # fmt: skip
 
 
 def check_template(folder: str) -> None:
@@ -123,8 +157,12 @@ def serve(
     host: str,
     port: int,
     key: str,
+    *,
     parts: prompt_parts.PromptParts = prompt_parts.NONE,
+    announce: Path | None = None,
 ) -> None:
+    see_one_device()
+    without_bitsandbytes()
     import uvicorn
 
     from training.rlhf import loading
@@ -134,10 +172,23 @@ def serve(
     model = loading.load_policy(folder, dtype=loading.serving_dtype(folder))
     loading.fit(model, tokenizer, where=folder)
     loading.use_device(model)
+    application = Server(model, tokenizer, name=name, key=key, parts=parts)
+    config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=STOP_SECONDS)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise Refused(
+            f"The address cannot be had: {error.strerror}.",
+            f"{host}:{port}",
+            "Choose another --port or --host.",
+        ) from error
+    port = listening.getsockname()[1]
+    if announce is not None:
+        write_json(announce, {"host": host, "port": port})
     sys.stdout.write(f"{name} answers at http://{host}:{port}/v1\n")
     sys.stdout.flush()
-    application = Server(model, tokenizer, name=name, key=key, parts=parts)
-    uvicorn.run(application, host=host, port=port, log_level="warning")
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 if __name__ == "__main__":

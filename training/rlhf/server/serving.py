@@ -43,9 +43,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "echo": (None, False),
     "suffix": (None, ""),
 }
-IGNORED = {"user", "metadata", "store", "service_tier", "stream_options", "parallel_tool_calls"}
+IGNORED = {"user", "metadata", "store", "service_tier", "parallel_tool_calls"}
 READ = {"model", "messages", "prompt", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n",
-        "seed", "stop", "stream"}  # fmt: skip
+        "seed", "stop", "stream", "stream_options"}  # fmt: skip
 
 
 class BadRequest(Exception):
@@ -65,6 +65,7 @@ class Asked:
     count: int
     stream: bool
     is_chat: bool
+    tells_usage: bool = False  # in a last event of the stream
 
 
 class Server:
@@ -149,7 +150,7 @@ class Server:
         stream = body.get("stream") or False
         if not isinstance(stream, bool):
             raise BadRequest("stream: true or false.", param="stream")
-        return Asked(wish, count, stream, is_chat)
+        return Asked(wish, count, stream, is_chat, _tells_usage(body.get("stream_options"), stream))
 
     def _prompt_ids(self, body: dict[str, Any], *, is_chat: bool) -> list[int]:
         if not is_chat:
@@ -183,24 +184,33 @@ class Server:
             said = "".join(text)
             content = {"message": {"role": "assistant", "content": said}} if asked.is_chat else {"text": said}
             choices.append({"index": number, **content, "finish_reason": last.finish, "logprobs": None})
-        given = len(asked.wish.prompt_ids)
-        usage = {"prompt_tokens": given, "completion_tokens": tokens, "total_tokens": given + tokens}
-        await _send_json(send, {**self._head(asked), "choices": choices, "usage": usage})
+        await _send_json(send, {**self._head(asked), "choices": choices, "usage": _usage(asked, tokens)})
 
     async def _stream(self, asked: Asked, receive: Receive, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        try:
+            await self._events(asked, receive, send)
+        except BadRequest as error:  # too late for a status
+            said = {"message": str(error), "type": "server_error", "param": None, "code": None}
+            await _send_event(send, json.dumps({"error": said}, ensure_ascii=False))
+        await _send_event(send, "[DONE]")
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _events(self, asked: Asked, receive: Receive, send: Send) -> None:
         head = self._head(asked, chunk=True)
+        tokens = 0
         for number in range(asked.count):
             opening: dict[str, str] = {"role": "assistant"}
             async for piece in self._pieces(asked, number, receive):
                 delta = {**opening, "content": piece.text} if piece.text else opening
                 opening = {}
+                tokens += piece.tokens  # only the last one says how many
                 content = {"delta": delta} if asked.is_chat else {"text": piece.text}
                 choice = {"index": number, **content, "finish_reason": piece.finish, "logprobs": None}
                 await _send_event(send, json.dumps({**head, "choices": [choice]}, ensure_ascii=False))
-        await _send_event(send, "[DONE]")
-        await send({"type": "http.response.body", "body": b""})
+        if asked.tells_usage:
+            await _send_event(send, json.dumps({**head, "choices": [], "usage": _usage(asked, tokens)}))
 
     def _head(self, asked: Asked, *, chunk: bool = False) -> dict[str, Any]:
         kind = "chat.completion" if asked.is_chat else "text_completion"
@@ -298,6 +308,19 @@ def _number(body: dict[str, Any], name: str, value: Any, default: Any, low: floa
         kind = "a whole number" if is_whole else "a number"
         raise BadRequest(f"{name} is {value!r}: {kind} from {low:g} to {high:g}.", param=name)
     return value
+
+
+def _usage(asked: Asked, tokens: int) -> dict[str, int]:
+    given = len(asked.wish.prompt_ids)
+    return {"prompt_tokens": given, "completion_tokens": tokens, "total_tokens": given + tokens}
+
+
+def _tells_usage(options: Any, stream: bool) -> bool:
+    if options is None:
+        return False
+    if not stream or not isinstance(options, dict) or set(options) - {"include_usage", "include_obfuscation"}:
+        raise BadRequest('stream_options: {"include_usage": true}, of a stream.', param="stream_options")
+    return options.get("include_usage") is True
 
 
 def _stops(value: Any) -> tuple[str, ...]:
