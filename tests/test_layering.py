@@ -12,6 +12,7 @@ FROM_THE_GPU_SIDE = {
     "training.rlhf",
     "training.rlhf.compatibility",
     "training.rlhf.config",
+    "training.rlhf.held_out_figures",
     "training.rlhf.methods",
     "training.rlhf.method_settings",
     "training.rlhf.reward_options",
@@ -24,6 +25,7 @@ FROM_THE_GPU_SIDE = {
 STANDARD_LIBRARY_ONLY = [
     "compatibility",
     "config",
+    "held_out_figures",
     "methods",
     "method_settings",
     "reward_options",

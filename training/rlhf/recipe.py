@@ -16,7 +16,7 @@ from training.rlhf.estimate import row_limit
 from training.rlhf.failures import Refused
 from training.rlhf.methods import METHODS
 from training.rlhf.progress import Cancelled, report
-from training.rlhf.run_dir import ProgressWriter, RunDir
+from training.rlhf.run_dir import ProgressWriter, RunDir, write_json
 from training.rlhf.tuning import loaded_dtype, quantisation
 
 datasets.disable_progress_bars()
@@ -59,7 +59,7 @@ def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[
         run_dir=run_dir,
     )
     started = time.monotonic()
-    fitting.fit(trainer, run_dir=run_dir, progress=progress)
+    stopping = fitting.fit(trainer, run_dir=run_dir, progress=progress, config=config)
     seconds = time.monotonic() - started
 
     held_out: dict[str, float] = {}
@@ -81,6 +81,7 @@ def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[
         "lineage": json.loads((run_dir.model / "lineage.json").read_text(encoding="utf-8")),
         "train_seconds": round(seconds, 2),
         "held_out": held_out,
+        **({"early_stopping": stopping} if stopping else {}),
     }
 
 
@@ -121,3 +122,10 @@ def evaluate(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> di
         raise
     except Exception as error:
         return evaluation.failed(run_dir, error, progress)
+
+
+def add_to_evaluation(run_dir: RunDir, result: dict[str, Any]) -> None:
+    """What training itself measured on held-out rows, and where it stopped, beside the figures."""
+    found = result["evaluation"]
+    found |= {name: result[name] for name in ("held_out", "early_stopping") if result.get(name)}
+    write_json(run_dir.evaluation, found)

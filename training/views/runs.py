@@ -20,6 +20,7 @@ from training.views import evaluations, method_choice
 from training.views.curves import curves_of
 from training.views.queue import waits_behind
 from training.views.settings import rewards_in_words, settings_in_words
+from training.views.stopping import stopping_in_words
 
 OVER = (Run.State.COMPLETE, Run.State.REFUSED, Run.State.FAILED, Run.State.CANCELLED)
 PACE_LINES = 30  # lines of progress that the time left is judged by
@@ -139,6 +140,7 @@ def _state_context(run: Run) -> dict[str, Any]:
         "rating_evaluation": evaluations.rating_evaluation(evaluation),
         "policy_figures": evaluations.policy_figures(evaluation),
         "evaluation_error": evaluations.evaluation_error(evaluation),
+        "stopping": stopping_in_words(evaluation),
         "artifact": _artifact_of(run),
     }
 
