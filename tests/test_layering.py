@@ -34,7 +34,9 @@ STANDARD_LIBRARY_ONLY = [
     "starter/world",
     "starter/hidden_preference",
 ]
-INTERFACES = {"views", "forms", "consumers", "admin", "management", "api", "api_urls", "urls", "routing"}
+INTERFACES = {
+    "views", "forms", "consumers", "admin", "management", "api", "sweep_api", "api_urls", "urls", "routing",
+}  # fmt: skip
 
 
 def imported_by(path: Path) -> Iterator[str]:

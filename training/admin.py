@@ -3,7 +3,7 @@
 from django.contrib import admin
 from django.http import HttpRequest
 
-from training.models import Artifact, GateDecision, Metric, Run, Worker
+from training.models import Artifact, GateDecision, Metric, Run, Sweep, Trial, Worker
 
 
 class ReadOnly(admin.ModelAdmin):
@@ -45,3 +45,14 @@ class GateDecisionAdmin(ReadOnly):
 @admin.register(Worker)
 class WorkerAdmin(ReadOnly):
     list_display = ["name", "device", "seen_at"]
+
+
+@admin.register(Sweep)
+class SweepAdmin(ReadOnly):
+    list_display = ["id", "project", "method", "strategy", "state", "runs_wanted", "created_at"]
+    list_select_related = ["project"]
+
+
+@admin.register(Trial)
+class TrialAdmin(ReadOnly):
+    list_display = ["sweep_id", "number", "values", "run_id", "refusal"]

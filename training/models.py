@@ -257,3 +257,7 @@ class Worker(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+from training.sweep_models import Sweep as Sweep  # noqa: E402 - Django looks for models in this module
+from training.sweep_models import Trial as Trial  # noqa: E402

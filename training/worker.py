@@ -16,7 +16,7 @@ from django.conf import settings
 from django.db import connection
 from django.db.models.functions import Now
 
-from training import gate, leases, runs
+from training import gate, leases, runs, sweeps
 from training.endings import Stop
 from training.launchers import Launcher
 from training.leases import NO_ANSWER, LeaseLost
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
 SWEEP_SECONDS = 20
+PROPOSE_SECONDS = 1
 
 
 class TrainingWorker:
@@ -39,7 +40,8 @@ class TrainingWorker:
         self.device_lane: Supervision | None = None
         self.check_lane: Supervision | None = None
         self._stops_asked = 0
-        self._seen = self._swept = float("-inf")
+        self._seen = self._swept = self._proposed = float("-inf")
+        self._sweeps_go_on = False
         self._unseen_since: float | None = None  # since then we have tried
         self._signed_on = False
         self._trusts_leases_from = float("-inf")
@@ -68,8 +70,9 @@ class TrainingWorker:
         try:
             self.be_seen()
             self.sweep()
+            self.propose()
             checking = self.check()
-            return self.train() or checking
+            return self.train() or checking or (self._sweeps_go_on and not self.is_stopping)
         except NO_ANSWER:
             # The database is away or busy. Children work on; the lease's own clock stops them in time.
             log.warning("the database did not answer", exc_info=True)
@@ -129,6 +132,18 @@ class TrainingWorker:
                 raise
             except Exception:  # one odd round must not keep every run from its worker
                 log.exception("rounds without sampling or gate could not be looked after")
+
+    def propose(self) -> None:
+        """Let sweeps go on: the next run of a Bayesian one, the end of one that has no more to try."""
+        if time.monotonic() - self._proposed > PROPOSE_SECONDS and not self.is_stopping:
+            self._proposed = time.monotonic()
+            self._sweeps_go_on = False
+            try:
+                self._sweeps_go_on = sweeps.advance_all() > 0
+            except NO_ANSWER:
+                raise
+            except Exception:  # one odd sweep must not keep every run from its worker
+                log.exception("sweeps could not be looked after")
 
     def train(self) -> bool:
         """One unit of the device lane; False when it has nothing to do."""

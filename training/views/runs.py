@@ -12,13 +12,11 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from labeling.models import Project
 from training import runs
-from training.forms.run import RunForm
-from training.ingredients import TRAINABLE, can_be_learnt_from, datasets_to_learn_from, trained_policies
 from training.models import Artifact, Run
-from training.rlhf.methods import METHODS
-from training.views import evaluations, method_choice
+from training.views import evaluations
 from training.views.curves import curves_of
 from training.views.queue import waits_behind
+from training.views.run_new import new_run_context
 from training.views.settings import rewards_in_words, settings_in_words
 from training.views.stopping import stopping_in_words
 
@@ -30,24 +28,13 @@ PACE_LINES = 30  # lines of progress that the time left is judged by
 @require_http_methods(["GET", "HEAD", "POST"])
 def run_new(request: HttpRequest, slug: str) -> HttpResponse:
     project = get_object_or_404(Project.objects.managed_by(request.user), slug=slug)
-    like = _run_like(request, project)
-    dataset = project.datasets.filter(pk=_number(request, "dataset") or 0).first()
-    asked = request.GET.get("method")
-    method = asked or (like.method if like else method_choice.likely_method(project, dataset))
-    if method not in TRAINABLE:
-        method = Run.Method.REWARD_MODEL
-    form = RunForm(
-        request.POST if request.method == "POST" else None,
-        project=project,
-        method=method,
-        like=like,
-        initial=_chosen_in(request),
-    )
+    context = new_run_context(request, project)
+    form = context["form"]
     if request.method == "POST" and form.is_valid():
         try:
             run = runs.create_run(
                 project=project,
-                method=method,
+                method=context["method"],
                 dataset=form.cleaned_data["dataset"],
                 policy=form.cleaned_data["policy"],
                 reward_model=form.cleaned_data.get("reward_model"),
@@ -59,39 +46,8 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponse:
             return redirect("run", run.pk)
         except runs.RunRefused as refusal:
             form.refuse(str(refusal).removeprefix(f"{runs.UNFIT} "))
-    context = {
-        "project": project,
-        "form": form,
-        "like": like,
-        "method": method,
-        "learns": METHODS[method],
-        "when": method_choice.WHEN[method],
-        "groups": method_choice.choices(project),
-        "is_chosen": bool(asked or like or form.errors),
-        "kept_dataset": dataset or (like.dataset if like else None),
-        "has_rows": datasets_to_learn_from(project, method).exists(),
-        "way_to_rows": method_choice.way_to_rows(project, method),
-        "unfit": dataset if dataset and not can_be_learnt_from(dataset, method) else None,
-        "has_policies": trained_policies(project).exists(),
-    }
+    context["is_chosen"] = context["is_chosen"] or bool(form.errors)
     return render(request, "training/run_new.html", context, status=422 if form.errors else 200)
-
-
-def _run_like(request: HttpRequest, project: Project) -> Run | None:
-    """The run whose settings a link to the form names."""
-    pk = _number(request, "like")
-    return project.runs.filter(method__in=TRAINABLE, pk=pk).first() if pk is not None else None
-
-
-def _chosen_in(request: HttpRequest) -> dict[str, int]:
-    """Dataset, policy and reward model that a link to the form names."""
-    names = ("dataset", "policy", "reward_model")
-    return {name: number for name in names if (number := _number(request, name)) is not None}
-
-
-def _number(request: HttpRequest, name: str) -> int | None:
-    value = request.GET.get(name, "")
-    return int(value) if value.isascii() and value.isdigit() and len(value) < 19 else None
 
 
 @login_required
@@ -121,7 +77,7 @@ def _run_of(request: HttpRequest, run_id: int) -> Run:
     return get_object_or_404(
         Run.objects.managed_by(request.user).select_related(
             "project", "dataset", "policy", "reward_model__run__dataset", "round", "created_by",
-            "artifact__policy", "next_round",
+            "artifact__policy", "next_round", "trial__sweep",
         ),
         pk=run_id,
     )  # fmt: skip

@@ -15,7 +15,7 @@ WORDS = {
 
 
 def stopping_in_words(evaluation: dict[str, Any]) -> str:
-    """What early stopping did; empty for a run without it. The evaluation is the child's and may hold anything.
+    """What early stopping did; empty for a run without it. The evaluation is the child's: it may hold all.
 
     >>> stopping_in_words({"early_stopping": {"figure": "eval_loss", "best": 0.5, "best_step": 20,
     ...     "stopped_step": 35}})

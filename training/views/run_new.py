@@ -1,0 +1,59 @@
+"""What the page of a new run shows: the choice of a method, its form, and what makes a sweep of it."""
+
+from typing import Any
+
+from django.http import HttpRequest
+
+from labeling.models import Project
+from training.forms.run import RunForm
+from training.forms.sweep import SweepForm
+from training.ingredients import TRAINABLE, can_be_learnt_from, datasets_to_learn_from, trained_policies
+from training.models import Run
+from training.rlhf.methods import METHODS
+from training.views import method_choice
+
+
+def new_run_context(request: HttpRequest, project: Project) -> dict[str, Any]:
+    """Bound forms for a POST; which of the two counts, the address says."""
+    like = _run_like(request, project)
+    dataset = project.datasets.filter(pk=_number(request, "dataset") or 0).first()
+    asked = request.GET.get("method")
+    method = asked or (like.method if like else method_choice.likely_method(project, dataset))
+    if method not in TRAINABLE:
+        method = Run.Method.REWARD_MODEL
+    posted = request.POST if request.method == "POST" else None
+    form = RunForm(posted, project=project, method=method, like=like, initial=_chosen_in(request))
+    is_sweep = posted is not None and "sweep-strategy" in posted and request.path.endswith("/sweeps/new/")
+    return {
+        "project": project,
+        "form": form,
+        "sweep_form": SweepForm(posted if is_sweep else None, method=method),
+        "like": like,
+        "method": method,
+        "learns": METHODS[method],
+        "when": method_choice.WHEN[method],
+        "groups": method_choice.choices(project),
+        "is_chosen": bool(asked or like or form.errors),
+        "kept_dataset": dataset or (like.dataset if like else None),
+        "has_rows": datasets_to_learn_from(project, method).exists(),
+        "way_to_rows": method_choice.way_to_rows(project, method),
+        "unfit": dataset if dataset and not can_be_learnt_from(dataset, method) else None,
+        "has_policies": trained_policies(project).exists(),
+    }
+
+
+def _run_like(request: HttpRequest, project: Project) -> Run | None:
+    """The run whose settings a link to the form names."""
+    pk = _number(request, "like")
+    return project.runs.filter(method__in=TRAINABLE, pk=pk).first() if pk is not None else None
+
+
+def _chosen_in(request: HttpRequest) -> dict[str, int]:
+    """Dataset, policy and reward model that a link to the form names."""
+    names = ("dataset", "policy", "reward_model")
+    return {name: number for name in names if (number := _number(request, name)) is not None}
+
+
+def _number(request: HttpRequest, name: str) -> int | None:
+    value = request.GET.get(name, "")
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 19 else None
