@@ -22,7 +22,7 @@ from training.policies import comes_from_starter
 from training.recipe_checks import UNFIT as UNFIT
 from training.recipe_checks import RunRefused as RunRefused
 from training.recipe_checks import check_parts, check_rewards, check_teacher, checked_recipe
-from training.recipes import default_settings, merged
+from training.recipes import default_settings, kind_in, merged
 from training.rewards import watched
 from training.rlhf.methods import METHODS
 
@@ -48,7 +48,7 @@ def create_run(
     """
     check_parts(project, method, dataset, policy, reward_model)
     chosen = {
-        **merged(default_settings(method=method, policy=policy), config or {}),
+        **merged(default_settings(method=method, policy=policy, kind=_kind_of(config)), config or {}),
         "method": method,
         "model": policy.location,
         "reward_model": reward_model.folder if reward_model else "",
@@ -71,6 +71,12 @@ def create_run(
         then_next_round=then_next_round,
         message="Waiting for a worker to check it.",
     )
+
+
+def _kind_of(config: dict[str, Any] | None) -> str:
+    """The kind of tuning that somebody chose; empty when nobody did, or when it is none."""
+    tuning = (config or {}).get("tuning")
+    return kind_in({"tuning": tuning}) if isinstance(tuning, dict) and "kind" in tuning else ""
 
 
 def queue_sampling(round: Round) -> Run:

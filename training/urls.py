@@ -8,6 +8,7 @@ from training.views import policies, projects, runs, sweeps
 urlpatterns: list[URLPattern] = [
     path("projects/<slug:slug>/", projects.project, name="project"),
     path("projects/<slug:slug>/runs/new/", runs.run_new, name="run_new"),
+    path("projects/<slug:slug>/runs/usual-rate/", runs.usual_rate, name="usual_rate"),
     path("projects/<slug:slug>/sweeps/new/", sweeps.sweep_new, name="sweep_new"),
     path("sweeps/<int:sweep_id>/", sweeps.sweep, name="sweep"),
     path("sweeps/<int:sweep_id>/cancel/", sweeps.sweep_cancel, name="sweep_cancel"),

@@ -2,14 +2,19 @@
 
 from typing import Any
 
-from django.http import HttpRequest
+from django.http import Http404, HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 
 from labeling.models import Project
-from training.forms.run import RunForm
+from training.forms.run import RunForm, usual_in_words
 from training.forms.sweep import SweepForm
 from training.ingredients import TRAINABLE, can_be_learnt_from, datasets_to_learn_from, trained_policies
 from training.models import Run
+from training.recipes import rate_for
 from training.rlhf.methods import METHODS
+from training.rlhf.tuning_settings import KINDS
 from training.views import method_choice
 
 
@@ -23,6 +28,13 @@ def new_run_context(request: HttpRequest, project: Project) -> dict[str, Any]:
         method = Run.Method.REWARD_MODEL
     posted = request.POST if request.method == "POST" else None
     form = RunForm(posted, project=project, method=method, like=like, initial=_chosen_in(request))
+    form.fields["kind"].widget.attrs |= {  # without a script the empty field says the same when it is posted
+        "hx-get": f"{reverse('usual_rate', args=[project.slug])}?method={method}",
+        "hx-include": "[name=policy]",
+        "hx-target": "#id_learning_rate_helptext",
+        "hx-swap": "outerHTML",
+        "hx-nonce": str(getattr(request, "csp_nonce", "")),  # what django-csp adds
+    }
     is_sweep = posted is not None and "sweep-strategy" in posted and request.path.endswith("/sweeps/new/")
     return {
         "project": project,
@@ -40,6 +52,16 @@ def new_run_context(request: HttpRequest, project: Project) -> dict[str, Any]:
         "unfit": dataset if dataset and not can_be_learnt_from(dataset, method) else None,
         "has_policies": trained_policies(project).exists(),
     }
+
+
+def usual_rate_help(request: HttpRequest, project: Project) -> SafeString:
+    """The help of the learning rate's field for the kind of tuning and the policy that were chosen."""
+    method, kind = request.GET.get("method", ""), request.GET.get("kind", "")
+    if method not in TRAINABLE or kind not in KINDS:
+        raise Http404
+    policy = trained_policies(project).filter(pk=_number(request, "policy") or 0).first()
+    said = usual_in_words(rate_for(method=method, policy=policy, kind=kind), kind)
+    return format_html('<span class="help" id="id_learning_rate_helptext">{}</span>', said)
 
 
 def _run_like(request: HttpRequest, project: Project) -> Run | None:

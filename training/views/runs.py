@@ -16,7 +16,7 @@ from training.models import Artifact, Run
 from training.views import evaluations
 from training.views.curves import curves_of
 from training.views.queue import waits_behind
-from training.views.run_new import new_run_context
+from training.views.run_new import new_run_context, usual_rate_help
 from training.views.settings import rewards_in_words, settings_in_words
 from training.views.stopping import stopping_in_words
 
@@ -48,6 +48,14 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponse:
             form.refuse(str(refusal).removeprefix(f"{runs.UNFIT} "))
     context["is_chosen"] = context["is_chosen"] or bool(form.errors)
     return render(request, "training/run_new.html", context, status=422 if form.errors else 200)
+
+
+@login_required
+@require_safe
+def usual_rate(request: HttpRequest, slug: str) -> HttpResponse:
+    """For the page of a new run, when another kind of tuning is chosen."""
+    project = get_object_or_404(Project.objects.managed_by(request.user), slug=slug)
+    return HttpResponse(usual_rate_help(request, project))
 
 
 @login_required
