@@ -1,4 +1,4 @@
-"""How many parameters a model's folder holds, from the headers of its safetensors files. Standard library only.
+"""How many parameters a model's folder holds, from the headers of its safetensors files.
 
 The web process asks, for the settings that it proposes: no weight is read.
 """

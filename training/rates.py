@@ -1,8 +1,9 @@
 """PURE  The learning rate to begin with, by method, kind of tuning and size of the model.
 
 Of all weights. SFT: 2e-5 up to 70 B in Llama 2 (2307.09288, section 3.1), 1e-5 is the careful end for 7 B.
-Reward models: 1e-5, and 5e-6 at 70 B (the same, section 3.2.2; InstructGPT 2203.02155: 9e-6 at 6 B). DPO: 5e-7
-(Zephyr, 2310.16944); KTO: 5e-7 to 5e-6 (2402.01306). PPO, RLOO, GRPO: 1e-6 (2307.09288; 2402.14740; 2402.03300).
+Reward models: 1e-5, and 5e-6 at 70 B (the same, section 3.2.2; InstructGPT 2203.02155: 9e-6 at 6 B).
+DPO: 5e-7 (Zephyr, 2310.16944); KTO: 5e-7 to 5e-6 (2402.01306). PPO, RLOO, GRPO: 1e-6 (2307.09288;
+2402.14740; 2402.03300).
 
 Of LoRA. SFT: 2e-4 at 7 and 13 B, 1e-4 at 33 and 65 B (QLoRA, 2305.14314, table 9). Preferences and rewards:
 about ten times the rate of all weights, which is as far as both are apart in SFT: 1e-5, DPO 2e-5.

@@ -11,7 +11,7 @@ from tests.training import stage
 from tests.training.test_real_trainer import SECONDS, TINY, one
 from training import sweeps
 from training.models import Run, Sweep
-from training.search_space import Range, Values
+from training.search_space import Range, Space, Values
 from training.sweep_objectives import measured, objective_of
 from training.worker import TrainingWorker
 
@@ -43,7 +43,8 @@ def results(sweep: Sweep) -> list[float]:
     assert goal is not None
     found = []
     for trial in sweep.trials.select_related("run"):
-        assert trial.run is not None and trial.run.state == Run.State.COMPLETE, trial.run.message
+        assert trial.run is not None, trial.refusal
+        assert trial.run.state == Run.State.COMPLETE, trial.run.message
         one = measured(trial.run, goal)
         assert one is not None, trial.run.evaluation
         found.append(one.value)
@@ -51,7 +52,7 @@ def results(sweep: Sweep) -> list[float]:
 
 
 def test_three_rates_are_trained_and_compared(parts: dict[str, Any], one: TrainingWorker) -> None:
-    space = {"training.learning_rate": Values((1e-6, 1e-4, 1e-2))}
+    space: Space = {"training.learning_rate": Values((1e-6, 1e-4, 1e-2))}
     sweep = through(one, sweeps.create_sweep(**parts, strategy="grid", space=space))
     assert sweep.state == Sweep.State.COMPLETE
     losses = results(sweep)
@@ -61,7 +62,7 @@ def test_three_rates_are_trained_and_compared(parts: dict[str, Any], one: Traini
 
 def test_optuna_proposes_run_after_run(parts: dict[str, Any], one: TrainingWorker) -> None:
     pytest.importorskip("optuna")
-    space = {"training.learning_rate": Range(1e-6, 1e-2, log=True), "dpo.beta": Values((0.1, 0.5))}
+    space: Space = {"training.learning_rate": Range(1e-6, 1e-2, log=True), "dpo.beta": Values((0.1, 0.5))}
     asked = sweeps.create_sweep(**parts, strategy="bayesian", space=space, runs_wanted=4)
     sweep = through(one, asked)
     assert (sweep.state, len(results(sweep))) == (Sweep.State.COMPLETE, 4)
