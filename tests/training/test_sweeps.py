@@ -169,6 +169,8 @@ def test_a_run_is_made_as_ever_when_nobody_fills_the_sweep_in(parts: dict[str, A
     page = manager.get(address)
     manager.post(address, settings_of(page, **{"sweep-strategy": "grid", "sweep-values_1": ""}))
     assert Run.objects.count() == 1
+    wrong_button = manager.post(address, settings_of(page, **{"sweep-values_1": "1e-5, 1e-4"}))
+    assert (wrong_button.status_code, Run.objects.count()) == (422, 1)
     assert not Sweep.objects.exists()
 
 

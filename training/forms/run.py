@@ -97,7 +97,7 @@ class RunForm(forms.Form):
             kind = str(self.data.get("kind") or kind)
         usual = rate_for(method=self.method, policy=policy, kind=kind if kind in KINDS else "full")
         field.required = False
-        field.widget.attrs["placeholder"] = f"{usual:g}"
+        field.widget.attrs["placeholder"] = "usual"
         field.help_text = usual_in_words(usual, kind)
 
     def _choose_from(self, name: str, rows: QuerySet[Any], best: Any = None) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from django import forms
+from django.utils.text import capfirst
 
 from training import search_space, sweeps
 from training.forms.setting_words import words_of
@@ -37,7 +38,7 @@ class SweepForm(forms.Form):
         help_text="Of a Bayesian sweep, all runs together; then none is added. 0: no limit.",
     )
 
-    def __init__(self, *args: Any, method: str, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, method: str, has_reward_model: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.method = method
         self.kinds = sweeps.settings_to_sweep(method)
@@ -52,14 +53,19 @@ class SweepForm(forms.Form):
                 label=f"Values {row}",
                 widget=forms.TextInput({"placeholder": "1e-5, 1e-4 or 1e-5 to 1e-3, log"}),
             )
-        first = self.fields["setting_1"]
-        first.initial = "training.learning_rate"
+        self.fields["setting_1"].initial = "training.learning_rate"
         objective = self.fields["objective"]
         assert isinstance(objective, forms.ChoiceField)
         objective.choices = [
-            (one.key, f"{one.label}, {'highest' if one.higher_is_better else 'lowest'} is best")
+            (
+                one.key,
+                capfirst(f"{one.label}, {'highest' if one.higher_is_better else 'lowest'} is best"),
+            )
             for one in objectives_of(method)
         ]
+
+        usable = (one.key for one in objectives_of(method) if has_reward_model or not one.needs_reward_model)
+        objective.initial = next(usable, None)
 
     def rows(self) -> list[tuple[forms.BoundField, forms.BoundField]]:
         return [(self[f"setting_{row}"], self[f"values_{row}"]) for row in range(1, ROWS + 1)]

@@ -39,7 +39,11 @@ def new_run_context(request: HttpRequest, project: Project) -> dict[str, Any]:
     return {
         "project": project,
         "form": form,
-        "sweep_form": SweepForm(posted if is_sweep else None, method=method),
+        "sweep_form": SweepForm(
+            posted if is_sweep else None,
+            method=method,
+            has_reward_model=form.initial.get("reward_model") is not None,
+        ),
         "like": like,
         "method": method,
         "learns": METHODS[method],
@@ -52,6 +56,11 @@ def new_run_context(request: HttpRequest, project: Project) -> dict[str, Any]:
         "unfit": dataset if dataset and not can_be_learnt_from(dataset, method) else None,
         "has_policies": trained_policies(project).exists(),
     }
+
+
+def asks_for_a_sweep(request: HttpRequest) -> bool:
+    """Whether values to try were written: Enter in their fields presses the button of a single run."""
+    return any(key.startswith("sweep-values_") and value for key, value in request.POST.items())
 
 
 def usual_rate_help(request: HttpRequest, project: Project) -> SafeString:

@@ -16,7 +16,7 @@ from training.models import Artifact, Run
 from training.views import evaluations
 from training.views.curves import curves_of
 from training.views.queue import waits_behind
-from training.views.run_new import new_run_context, usual_rate_help
+from training.views.run_new import asks_for_a_sweep, new_run_context, usual_rate_help
 from training.views.settings import rewards_in_words, settings_in_words
 from training.views.stopping import stopping_in_words
 
@@ -30,7 +30,9 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponse:
     project = get_object_or_404(Project.objects.managed_by(request.user), slug=slug)
     context = new_run_context(request, project)
     form = context["form"]
-    if request.method == "POST" and form.is_valid():
+    if request.method == "POST" and form.is_valid() and asks_for_a_sweep(request):
+        form.add_error(None, "There are values to try: press “Start the sweep”, or empty their fields.")
+    elif request.method == "POST" and form.is_valid():
         try:
             run = runs.create_run(
                 project=project,
