@@ -1,5 +1,6 @@
 """Sweeps: ordinary runs that differ in a few settings, compared on one page."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -240,3 +241,14 @@ def test_the_settings_of_a_trial_fill_in_a_new_run(parts: dict[str, Any], manage
     run = trial_runs(begin(parts))[2]
     page = manager.get(f"/projects/{parts['project'].slug}/runs/new/?like={run.pk}")
     assert page.context["form"]["learning_rate"].value() == 1e-3
+
+
+def test_a_worker_without_optuna_says_what_to_install(
+    parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch, manager: Client
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    sweep = begin(parts, strategy="bayesian", runs_wanted=6)
+    assert sweeps.advance_all() == 0
+    sweep.refresh_from_db()
+    assert sweep.state == Sweep.State.FAILED
+    assert "ratchet[training]" in manager.get(sweep.get_absolute_url()).content.decode()

@@ -47,8 +47,9 @@ class NamedRewards:
         return RewardBatch(total=total, parts=parts)
 
     def value_model_folder(self) -> str | None:
-        """The folder of the first reward model, from which a value model may begin."""
-        return next((reward.location for reward in self.functions if reward.kind == "model"), None)
+        """The folder of the first reward model that is learnt from: a value model may begin there."""
+        models = (one.location for one in self.functions if one.kind == "model" and one.weight)
+        return next(models, None)
 
     def figures(self) -> dict[str, float]:
         """What should be watched beside the rewards: the share of a judge's answers that were no number."""

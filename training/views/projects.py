@@ -11,6 +11,8 @@ from training.views import story as stories
 from training.views import story_charts
 from training.views.comparing import comparing
 
+SWEEPS = 5  # the newest that the page of a project links to
+
 
 @login_required
 @require_safe
@@ -32,6 +34,7 @@ def project(request: HttpRequest, slug: str) -> HttpResponse:
             "candidate_decision": story.decision_on(candidate) if candidate else None,
             "comparing": comparing(candidate) if candidate else None,
             "workers": runs.workers_alive(),
+            "sweeps": found.sweeps.all()[:SWEEPS],
         },
     )
 
