@@ -219,7 +219,10 @@ def _one_from_json(name: str, one: Any) -> Values | Range:
         raise SpaceError(f"{name}.points: from 2 to {MOST_VALUES}.", setting=name)
     if not (math.isfinite(low) and math.isfinite(high) and low < high) or (one.get("log") and low <= 0):
         raise SpaceError(f"{name}: low below high, and above 0 in a logarithmic range.", setting=name)
-    return Range(low, high, bool(one.get("log")), bool(one.get("whole")), points)
+    whole = bool(one.get("whole"))
+    if whole and not (float(low).is_integer() and float(high).is_integer()):
+        raise SpaceError(f"{name}: a whole range begins and ends at whole numbers.", setting=name)
+    return Range(low, high, bool(one.get("log")), whole, points)
 
 
 def in_words(one: Values | Range) -> str:

@@ -232,6 +232,9 @@ def advance_all() -> int:
             advance(sweep)
         except bayesian.OptunaMissing as missing:
             _end(sweep, Sweep.State.FAILED, str(missing))
+        except (ValueError, TypeError, KeyError) as error:  # the others go on
+            log.exception("%s: no run could be proposed", sweep)
+            _end(sweep, Sweep.State.FAILED, f"No run could be proposed: {error}")
     return running.count()
 
 

@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise, product
+from typing import Any
 
 import pytest
 
@@ -79,6 +80,15 @@ def test_what_is_no_space_is_refused_in_words(text: str, kind: type, why: str) -
 
 def test_a_space_comes_back_from_json_as_it_was() -> None:
     assert search_space.from_json(search_space.to_json(SPACE)) == SPACE
-    for hostile in ([], {"a": 1}, {"a": {"low": 1, "high": None}}, {"a": [{}]}, {"a": {"low": 2, "high": 1}}):
+    half: Any = {"a": {"low": 0.5, "high": 9, "whole": True}}
+    hostile: Any
+    for hostile in (
+        [],
+        half,
+        {"a": 1},
+        {"a": {"low": 1, "high": None}},
+        {"a": [{}]},
+        {"a": {"low": 2, "high": 1}},
+    ):
         with pytest.raises(SpaceError):
             search_space.from_json(hostile)
