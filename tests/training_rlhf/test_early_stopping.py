@@ -27,7 +27,7 @@ from training.rlhf.held_out_figures import JUDGE, watched
 from training.rlhf.method_settings import ConfigError
 from training.rlhf.progress import Cancelled
 from training.rlhf.rendering import Messages
-from training.rlhf.reward_interface import RewardBatch
+from training.rlhf.reward_kinds.reward_interface import RewardBatch
 from training.rlhf.run_dir import EXIT_COMPLETE, ProgressWriter, RunDir
 from training.rlhf.sampling import Sampled
 
