@@ -3,7 +3,7 @@
 from django.contrib import admin
 from django.http import HttpRequest
 
-from training.models import Artifact, Departure, GateDecision, Metric, Run, ServedPolicy, Worker
+from training.models import Artifact, Departure, GateDecision, Metric, Run, ServedPolicy, Sweep, Trial, Worker
 
 
 class ReadOnly(admin.ModelAdmin):
@@ -58,3 +58,14 @@ class ServedPolicyAdmin(ReadOnly):
 class DepartureAdmin(ReadOnly):
     list_display = ["id", "artifact", "form", "repo", "state", "percent", "url", "created_at"]
     list_select_related = ["artifact"]
+
+
+@admin.register(Sweep)
+class SweepAdmin(ReadOnly):
+    list_display = ["id", "project", "method", "strategy", "state", "runs_wanted", "created_at"]
+    list_select_related = ["project"]
+
+
+@admin.register(Trial)
+class TrialAdmin(ReadOnly):
+    list_display = ["sweep_id", "number", "values", "run_id", "refusal"]

@@ -298,3 +298,5 @@ from training.leaving.models import Departure as Departure  # noqa: E402
 from training.playground.models import Chat as Chat  # noqa: E402
 from training.playground.models import ChatSide as ChatSide  # noqa: E402
 from training.playground.models import ServedPolicy as ServedPolicy  # noqa: E402
+from training.sweep_models import Sweep as Sweep  # noqa: E402 - Django looks for models in this module
+from training.sweep_models import Trial as Trial  # noqa: E402

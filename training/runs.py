@@ -28,7 +28,7 @@ from training.prompted import parts_in_training, parts_of
 from training.recipe_checks import UNFIT as UNFIT
 from training.recipe_checks import RunRefused as RunRefused
 from training.recipe_checks import check_parts, check_rewards, check_teacher, checked_recipe
-from training.recipes import default_settings, merged
+from training.recipes import default_settings, kind_in, merged
 from training.rewards import watched
 from training.rlhf.methods import METHODS
 
@@ -56,7 +56,7 @@ def create_run(
     check_parts(project, method, dataset, policy, reward_model)
     mixtures.check_mixture(project, method, dataset, mixture)
     chosen = {
-        **merged(default_settings(method=method, policy=policy), config or {}),
+        **merged(default_settings(method=method, policy=policy, kind=_kind_of(config)), config or {}),
         "method": method,
         "model": policy.location,
         "reward_model": reward_model.folder if reward_model else "",
@@ -85,6 +85,12 @@ def create_run(
         )
         mixtures.add_rows(run, mixture)
     return run
+
+
+def _kind_of(config: dict[str, Any] | None) -> str:
+    """The kind of tuning that somebody chose; empty when nobody did, or when it is none."""
+    tuning = (config or {}).get("tuning")
+    return kind_in({"tuning": tuning}) if isinstance(tuning, dict) and "kind" in tuning else ""
 
 
 def queue_sampling(round: Round) -> Run:

@@ -3,7 +3,7 @@
 from django.urls import path
 from django.urls.resolvers import URLPattern
 
-from training.views import leaving, playground, policies, projects, prompting, runs
+from training.views import leaving, playground, policies, projects, prompting, runs, sweeps
 
 urlpatterns: list[URLPattern] = [
     path("projects/<slug:slug>/", projects.project, name="project"),
@@ -16,6 +16,10 @@ urlpatterns: list[URLPattern] = [
     path("playground/<int:side_id>/choose/", playground.choose, name="playground_choose"),
     path("playground/<int:side_id>/go-on/", playground.go_on_with, name="playground_go_on"),
     path("playground/<int:side_id>/again/", playground.ask_again, name="playground_again"),
+    path("projects/<slug:slug>/runs/usual-rate/", runs.usual_rate, name="usual_rate"),
+    path("projects/<slug:slug>/sweeps/new/", sweeps.sweep_new, name="sweep_new"),
+    path("sweeps/<int:sweep_id>/", sweeps.sweep, name="sweep"),
+    path("sweeps/<int:sweep_id>/cancel/", sweeps.sweep_cancel, name="sweep_cancel"),
     path("workers/", projects.worker_notice, name="worker_notice"),
     path("runs/<int:run_id>/", runs.run, name="run"),
     path("runs/<int:run_id>/start/", runs.run_start, name="run_start"),

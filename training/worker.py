@@ -16,7 +16,7 @@ from django.conf import settings
 from django.db import connection
 from django.db.models.functions import Now
 
-from training import gate, leases, runs
+from training import gate, leases, runs, sweeps
 from training.endings import Stop
 from training.launchers import Launcher
 from training.leases import NO_ANSWER, LeaseLost
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
 SWEEP_SECONDS = 20
+PROPOSE_SECONDS = 1
 
 
 class TrainingWorker:
@@ -45,7 +46,8 @@ class TrainingWorker:
         self.playground = PlaygroundLane(launcher=launcher, claims_as=self.claims_as, say=say)
         self._stops_asked = 0
         self._is_batch = False
-        self._seen = self._swept = float("-inf")
+        self._seen = self._swept = self._proposed = float("-inf")
+        self._sweeps_go_on = False
         self._unseen_since: float | None = None  # since then we have tried
         self._signed_on = False
         self._trusts_leases_from = float("-inf")
@@ -75,11 +77,12 @@ class TrainingWorker:
         try:
             self.be_seen()
             self.sweep()
+            self.propose()
             checking = self.check()
             training = self.train()
             leaving = self.leaving.turn(may_begin=not self.is_stopping, trusts_leases=self.trusts_leases)
             self.hold_policies(may_load=not self._is_batch)
-            return training or checking or (leaving and not self.is_stopping)
+            return training or checking or ((leaving or self._sweeps_go_on) and not self.is_stopping)
         except NO_ANSWER:
             # The database is away or busy. Children work on; the lease's own clock stops them in time.
             log.warning("the database did not answer", exc_info=True)
@@ -140,6 +143,18 @@ class TrainingWorker:
                 raise
             except Exception:  # one odd round must not keep every run from its worker
                 log.exception("rounds without sampling or gate could not be looked after")
+
+    def propose(self) -> None:
+        """Let sweeps go on: the next run of a Bayesian one, the end of one that has no more to try."""
+        if time.monotonic() - self._proposed > PROPOSE_SECONDS and not self.is_stopping:
+            self._proposed = time.monotonic()
+            self._sweeps_go_on = False
+            try:
+                self._sweeps_go_on = sweeps.advance_all() > 0
+            except NO_ANSWER:
+                raise
+            except Exception:  # one odd sweep must not keep every run from its worker
+                log.exception("sweeps could not be looked after")
 
     def train(self) -> bool:
         """One unit of the device lane; False when it has nothing to do."""

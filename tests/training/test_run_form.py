@@ -204,7 +204,7 @@ def test_an_odd_link_to_the_form_shows_the_plain_form(
     ("changes", "said"),
     [
         ({"learning_rate": 5}, "Learning rate is 5.0: above 0, below 1"),
-        ({"learning_rate": ""}, "This field is required."),
+        ({"batch_size": ""}, "This field is required."),
         ({"dataset": 999}, "Select a valid choice"),
         ({"epochs": "many"}, "Enter a number."),
     ],

@@ -11,14 +11,16 @@ from training.forms import combined, evaluators, mixture, rewards, setting_field
 from training.ingredients import datasets_to_learn_from, reward_models, trained_policies
 from training.models import Artifact, Run
 from training.prompted import parts_in_training
-from training.recipes import default_settings
+from training.recipes import default_settings, rate_for
 from training.rlhf.config import ConfigError, RunConfig, upgraded
 from training.rlhf.methods import METHODS
 from training.rlhf.reward_options import MOST_MODELS
+from training.rlhf.tuning_settings import KINDS
 
 # As a refusal names settings, one or two: "ppo.epochs is 0: from 1 to 64", "'training.max_steps': at most 9".
 SETTING = re.compile(r"'?\b(?:[a-z_]+\.)?[a-z_]+'?")
 NAMED = re.compile(r"'?([a-z_]+(?:\.[a-z_]+)?)'?(?: and '?([a-z_]+(?:\.[a-z_]+)?)'?)?(?: is|:)")
+SHORT = KINDS | {"full": "all weights", "head": "the head alone", "freeze": "frozen first layers"}
 GROUPS = {
     "training": "Optimisation",
     "tuning": "What is trained",
@@ -76,6 +78,7 @@ class RunForm(forms.Form):
         if like is None or like.method != method:
             defaults = default_settings(method=method, policy=policy)
             filled_in = {"seed": 0, **setting_fields.flat(method, upgraded(defaults)), "policy": policy}
+            filled_in["learning_rate"] = None  # left to what is usual for the kind of tuning
         else:
             filled_in = settings_of(like) | rewards.filled_in(like.config.get("rewards") or [], self.models)
             filled_in |= mixture.filled_in(like)
@@ -87,6 +90,7 @@ class RunForm(forms.Form):
         super().__init__(*args, **kwargs)
         for setting in self.settings_read:
             self.fields[setting.field] = setting_fields.field_of(setting, draws=self.learns.draws)
+        self._leave_rate_open(policy)
         if self.learns.needs_teacher:
             self.fields["teacher"] = teachers.teacher_field(self.fields["teacher"], policies)
         self._choose_from("dataset", datasets_to_learn_from(project, method))
@@ -119,6 +123,16 @@ class RunForm(forms.Form):
         if not writes:
             for name in ("reward_model", "then_next_round"):
                 del self.fields[name]
+
+    def _leave_rate_open(self, policy: Policy | None) -> None:
+        """An empty learning rate is the usual one for whatever kind of tuning is posted."""
+        field, kind = self.fields["learning_rate"], str(self.initial.get("kind") or "full")
+        if self.is_bound:
+            kind = str(self.data.get("kind") or kind)
+        usual = rate_for(method=self.method, policy=policy, kind=kind if kind in KINDS else "full")
+        field.required = False
+        field.widget.attrs["placeholder"] = "usual"
+        field.help_text = usual_in_words(usual, kind)
 
     def _choose_from(self, name: str, rows: QuerySet[Any], best: Any = None) -> None:
         """Offer these rows; chosen is the one that was asked for, else the best one, else the first."""
@@ -320,6 +334,14 @@ class RunForm(forms.Form):
                 content, weight = self.found.fields[name]
                 return weight if why.startswith(f"rewards.{name}.weight") else content
         return next((content for content, _ in self.found.fields.values()), rewards.first_field(self.models))
+
+
+def usual_in_words(rate: float, kind: str) -> str:
+    """
+    >>> usual_in_words(1e-4, "lora")
+    'Empty: 0.0001, as is usual for this method, size and LoRA.'
+    """
+    return f"Empty: {rate:g}, as is usual for this method, size and {SHORT.get(kind, kind)}."
 
 
 def settings_of(run: Run) -> dict[str, Any]:

@@ -18,6 +18,12 @@ WORDS: dict[str, tuple[str, str]] = {
     "training.max_grad_norm": ("Clip gradients at", "The longest step that a batch may ask for."),
     "training.log_every": ("Steps between reports", ""),
     "training.save_every": ("Steps between checkpoints", ""),
+    "training.evaluate_every": (
+        "Steps between evaluations",
+        "On held-out rows: the best weights are kept, and the run may stop early. 0: only at the end.",
+    ),
+    "training.patience": ("Stop after", "Evaluations in a row that are no better; 0: never stop early."),
+    "training.min_delta": ("Better by at least", "What an evaluation has to gain to count as better."),
     "training.bf16": ("Compute in bf16", "Half the bytes for each number."),
     "training.gradient_checkpointing": ("Save memory by computing twice", ""),
     "training.group_by_length": ("Batches of rows of like length", "Less padding; another order."),

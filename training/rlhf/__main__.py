@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from training.rlhf import checkpoints, cost, failures, leftovers, standby
+from training.rlhf import checkpoints, cost, failures, held_out_figures, leftovers, standby
 from training.rlhf.config import FORMAT, RunConfig
 from training.rlhf.failures import Refused
 from training.rlhf.methods import METHODS
@@ -140,10 +140,12 @@ def load_config(run_dir: RunDir) -> RunConfig:
 
 
 def settled(config: RunConfig) -> RunConfig:
-    """The recipe with what it leaves to the device decided: bf16 where a GPU computes in it, not on a CPU.
+    """The recipe with the rest decided: a judge to stop by, and bf16 where a GPU computes in it.
 
-    On a CPU it is five times as fast on cores that know it, and 15 times slower on those that do not.
+    On a CPU bf16 is five times as fast on cores that know it, and 15 times slower on those that do not.
     """
+    if judge := held_out_figures.judge_of(config):
+        config = replace(config, rewards=(*config.rewards, judge))
     if config.training.bf16 is not None:
         return config
     import torch
@@ -196,6 +198,7 @@ def carry_out(run_dir: RunDir, config: RunConfig) -> None:
             evaluation_seconds=time.monotonic() - trained,
         )
         meter.note(result["cost"])
+        recipe.add_to_evaluation(run_dir, result)
     result["seconds"] = round(time.monotonic() - started, 2)
     progress.write("Complete")
     write_json(run_dir.result, result)

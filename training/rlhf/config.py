@@ -58,6 +58,10 @@ class Training:
     group_by_length: bool = False  # batches of rows of like length: less padding, another order
     log_every: int = 5  # steps
     save_every: int = 50  # steps
+    # Early stopping (training.rlhf.early_stopping): evaluate on held-out rows and keep the best weights.
+    evaluate_every: int = 0  # steps; 0: only at the end
+    patience: int = 3  # evaluations in a row that are no better, then the run stops; 0: it never does
+    min_delta: float = 0.0  # by how much an evaluation has to be better to count
 
     def __post_init__(self) -> None:
         _check(0 < self.learning_rate < 1, f"learning_rate is {self.learning_rate}: above 0, below 1")
@@ -75,6 +79,9 @@ class Training:
             8 <= self.max_length <= 1_000_000, f"max_length is {self.max_length}: from 8 to 1,000,000 tokens"
         )
         _check(self.log_every >= 1 and self.save_every >= 1, "log_every and save_every: at least 1 step")
+        _check(0 <= self.evaluate_every <= 10_000_000, "evaluate_every: from 0 (never) to 10,000,000 steps")
+        _check(0 <= self.patience <= 1000, f"patience is {self.patience}: from 0 (never stop) to 1000")
+        _check(0 <= self.min_delta < 1000, f"min_delta is {self.min_delta}: from 0 to below 1000")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +174,11 @@ class RunConfig:
         )
         if self.method == "ai_preferences":
             _check(self.sampling.temperature > 0, "sampling.temperature is 0: two completions are to differ")
+        _check(
+            not self.training.evaluate_every or self.method != "rejection_sampling",
+            "evaluate_every: rejection sampling learns from completions of its own, none of which are held "
+            "out; set it to 0",
+        )
         if METHODS[self.method].is_online:
             _check(bool(self.rewards), f"rewards: {self.method} needs at least one reward function")
             check_rewards(self.rewards)

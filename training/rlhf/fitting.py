@@ -27,10 +27,20 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from training.rlhf import checkpoints, criteria, finite, lineage, loading, prompt_parts, rehearsal
+from training.rlhf import (
+    checkpoints,
+    criteria,
+    early_stopping,
+    finite,
+    lineage,
+    loading,
+    prompt_parts,
+    rehearsal,
+)
 from training.rlhf.alarms import Alarms
 from training.rlhf.config import RunConfig, Training
 from training.rlhf.failures import Diverged, Refused
+from training.rlhf.keeper import Keeper, random_state_kept
 from training.rlhf.methods import METHODS
 from training.rlhf.progress import Cancelled, finishing_before_stop, report, stop_requested
 from training.rlhf.run_dir import ProgressWriter, RunDir, write_json
@@ -151,6 +161,7 @@ class Checkpointed(Trainer):
     """
 
     elements_per_batch: float  # the mean over the batches of the step under way
+    keeper: Keeper | None = None  # where the run may stop early
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -215,23 +226,40 @@ class Checkpointed(Trainer):
         """
         folder = Path(str(output_dir))
         folder.mkdir(parents=True, exist_ok=True)
+        self.save_weights(folder)
+        if self.keeper is not None:
+            self.keeper.early.write(folder)
+
+    def save_weights(self, folder: Path) -> None:
         weights = {name: weight.detach().contiguous() for name, weight in self._trained().items()}
         save_file(weights, folder / TRAINED)
         self.save_beside(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        stored, trained = load_file(Path(resume_from_checkpoint) / TRAINED), self._trained()
+        self.load_weights(Path(resume_from_checkpoint))
+
+    def load_weights(self, folder: Path) -> None:
+        stored, trained = load_file(folder / TRAINED), self._trained()
         if stored.keys() != trained.keys():
             raise Refused(
                 "The checkpoint holds other weights than this recipe trains.",
-                resume_from_checkpoint,
+                str(folder),
                 "Start a new run: a recipe is not changed once its run has begun.",
             )
-        finite.refuse_checkpoint(stored.items(), Path(resume_from_checkpoint))
+        finite.refuse_checkpoint(stored.items(), folder)
         with torch.no_grad():
             for name, weight in trained.items():
                 weight.copy_(stored[name])
-        self.load_beside(Path(resume_from_checkpoint))
+        self.load_beside(folder)
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> Any:
+        """While it trains. A stop that is heard within saves the step, which is evaluated on resuming."""
+        try:
+            with random_state_kept():
+                return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        except Cancelled:
+            self._save_checkpoint(self.model, None)
+            raise
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         model: Any = self.accelerator.unwrap_model(self.model)
@@ -247,10 +275,47 @@ class Checkpointed(Trainer):
         """Make what was trained what is stored, once its adapters are merged; `folder` becomes model/."""
 
 
-def fit(trainer: Trainer, *, run_dir: RunDir, progress: ProgressWriter) -> None:
-    """Train from the last checkpoint, or the start. Raises Cancelled, once it is saved, when told to stop."""
+def fit(
+    trainer: Trainer, *, run_dir: RunDir, progress: ProgressWriter, config: RunConfig | None = None
+) -> dict[str, Any] | None:
+    """Train from the last checkpoint, or the start. Raises Cancelled, once it is saved, when told to stop.
+
+    Where `config` asks for early stopping, the trainer is left with the best weights, and how it went is
+    returned (early_stopping.Standing).
+    """
     last = run_dir.last_checkpoint()
-    if last is not None and _is_trained(last):
+    keeper = _keeper(trainer, run_dir=run_dir, progress=progress, config=config)
+    if keeper is not None:
+        keeper.take_up(last, total_steps=_steps_of(last)[1] if last else 0)
+    try:
+        is_over = keeper is not None and keeper.early.has_stopped
+        _fit(trainer, last, run_dir=run_dir, progress=progress, is_over=is_over)
+    finally:
+        if isinstance(trainer, Checkpointed):
+            trainer.keeper = None
+    if keeper is None:
+        return None
+    keeper.give_best()
+    return keeper.early.result()
+
+
+def _keeper(
+    trainer: Trainer, *, run_dir: RunDir, progress: ProgressWriter, config: RunConfig | None
+) -> Keeper | None:
+    if config is None or not config.training.evaluate_every or not isinstance(trainer, Checkpointed):
+        return None
+    if trainer.eval_dataset is None:
+        found = early_stopping.errors(config, held_out_rows=0, where=str(run_dir.data))[0]
+        raise Refused(found["what"], found["where"], found["do"])
+    keeper = trainer.keeper = Keeper(trainer, run_dir=run_dir, config=config, progress=progress)
+    trainer.add_callback(keeper)
+    return keeper
+
+
+def _fit(
+    trainer: Trainer, last: Path | None, *, run_dir: RunDir, progress: ProgressWriter, is_over: bool
+) -> None:
+    if last is not None and (is_over or _is_trained(last)):
         trainer._load_from_checkpoint(str(last))
         progress.step = progress.total_steps = checkpoints.step_of(last)
         return
@@ -268,8 +333,14 @@ def fit(trainer: Trainer, *, run_dir: RunDir, progress: ProgressWriter) -> None:
 
 def _is_trained(checkpoint: Path) -> bool:
     """A trainer that resumes after its last step would take one more."""
+    step, steps = _steps_of(checkpoint)
+    return step >= steps
+
+
+def _steps_of(checkpoint: Path) -> tuple[int, int]:
+    """Steps done, and steps that there are to be."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return bool(state["global_step"] >= state["max_steps"])
+    return int(state["global_step"]), int(state["max_steps"])
 
 
 def save_trained(

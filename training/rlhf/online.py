@@ -111,6 +111,12 @@ class OnlineTrainer(Checkpointed):
         batches, _ = Trainer.get_batch_samples(self, epoch_iterator, num_batches, device)
         return batches, None
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Each time with the same draws: evaluations differ by the policy, and resume exactly."""
+        self.evaluated = 0
+        found: dict[str, float] = super().evaluate(*args, **kwargs)
+        return found
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         trl: Any = self
         rows: Any = self.train_dataset if train_dataset is None else train_dataset

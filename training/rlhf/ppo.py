@@ -18,9 +18,18 @@ from typing import Any, NoReturn
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from training.rlhf import checkpoints, fitting, loading, online_prompts, ppo_rehearsal, sampling
+from training.rlhf import (
+    checkpoints,
+    early_stopping,
+    fitting,
+    loading,
+    online_prompts,
+    ppo_rehearsal,
+    sampling,
+)
 from training.rlhf.config import RunConfig
-from training.rlhf.failures import Collapsed
+from training.rlhf.early_stopping import EarlyStopping
+from training.rlhf.failures import Collapsed, Refused
 from training.rlhf.losses import policy_gradient
 from training.rlhf.model_files import causal_config
 from training.rlhf.ppo_parts import ppo_models, ppo_state, ppo_update, rollout
@@ -29,12 +38,14 @@ from training.rlhf.ppo_parts.ppo_state import State
 from training.rlhf.ppo_parts.rollout import Rollout
 from training.rlhf.progress import Cancelled, finishing_before_stop, report, stop_requested
 from training.rlhf.reward_kinds.reward_interface import Rewards
+from training.rlhf.rows import held_out
 from training.rlhf.rows.door import Message
 from training.rlhf.run_dir import ProgressWriter, RunDir
 
 _NOTED = (*ppo_update.NOTED, "grad_norm")  # of each update
 _LEAST_KL = -5.0  # what cannot be below 0 is estimated from a rollout, and may be a little
 _FIRST_DRAW = 1000  # numbers of seeds below are the evaluation's
+_HELD_OUT_DRAW = 999
 
 
 def train(
@@ -60,6 +71,9 @@ def train(
     loop = Loop(
         run_dir, config, progress, models=models, tokenizer=tokenizer, prompts=prompts, rewards=rewards
     )
+    if config.training.evaluate_every:
+        unseen = held_out.read(run_dir, config, tokenizer, causal_config(config.model)).prompts
+        loop.stop_early([prompt.messages for prompt in unseen[: held_out.MOST]])
     ppo_rehearsal.of_loop(loop)
     started = time.monotonic()
     with finishing_before_stop():
@@ -67,6 +81,7 @@ def train(
     seconds = time.monotonic() - started
     report(progress, {"train_seconds": seconds}, message="Saving the model")
     fitting.save_model(models.to_save(), tokenizer, run_dir=run_dir, config=config)
+    stopping = {"early_stopping": loop.early.result()} if loop.early else {}
     del models, loop
     gc.collect()
     torch.cuda.empty_cache()
@@ -76,6 +91,7 @@ def train(
         "lineage": json.loads((run_dir.model / "lineage.json").read_text(encoding="utf-8")),
         "train_seconds": round(seconds, 2),
         "held_out": {},
+        **stopping,
     }
 
 
@@ -115,12 +131,55 @@ class Loop:
         if last is not None:
             self.state = ppo_state.load(last, trained=models.trained, optimizer=self.optimizer)
         self.saved = time.monotonic()
+        self.early: EarlyStopping | None = None
+        self.held_out: list[list[Message]] = []
+
+    def stop_early(self, held_out: list[list[Message]]) -> None:
+        """Judge the policy by what it writes to these prompts, and end with its best weights."""
+        self.held_out = held_out
+        self.early = EarlyStopping(
+            self.run_dir, self.config, save=lambda folder: ppo_state.save_weights(folder, self.models.trained)
+        )
+        if problems := early_stopping.errors(
+            self.config, held_out_rows=len(held_out), where=str(self.run_dir.data)
+        ):
+            raise Refused(problems[0]["what"], problems[0]["where"], problems[0]["do"])
+        self.early.read(self.run_dir.last_checkpoint())
 
     def run(self) -> None:
         self.progress.step, self.progress.total_steps = self.state.step, self.steps
         self.progress.write(f"Training from step {self.state.step}" if self.state.step else "Training")
-        while self.state.step < self.steps:
+        self.judge()  # a stop may have come between a step and its evaluation
+        while self.state.step < self.steps and not self.has_stopped:
             self.take_step()
+        if self.early is not None and self.early.standing.best is not None:
+            ppo_state.load_weights(self.early.folder, self.models.trained)
+
+    @property
+    def has_stopped(self) -> bool:
+        return self.early is not None and self.early.has_stopped
+
+    def judge(self) -> None:
+        """Evaluate on held-out prompts where it is time to. The same draws each time: the policy differs."""
+        state, config = self.state, self.config
+        if self.early is None or state.rollout is not None or stop_requested():
+            return
+        if not self.early.is_due(state.step, last=self.steps):
+            return
+        self.models.recompute(False)
+        seed = sampling.policy_seed(config.seed, _HELD_OUT_DRAW)
+        try:
+            samples = rollout.draw(self.models, self.tokenizer, self.held_out, config=config, seed=seed)
+        except Cancelled:
+            self.stop()
+        scored = self.rewards.score(self.held_out, samples)
+        values = {"eval_reward": sum(scored.total) / len(samples)}
+        for name, part in scored.parts.items():
+            values[f"eval_rewards/{name}/mean"] = sum(part) / len(part)
+        said = self.early.judge(values, step=state.step)
+        report(self.progress, values, message=said)
+        if said:
+            self.save()
 
     def take_step(self) -> None:
         """Draw a rollout unless one is in hand, make its updates, and tell how it went."""
@@ -152,10 +211,11 @@ class Loop:
         state.step, state.rollout, state.notes = state.step + 1, None, []
         self.progress.step = state.step
         report(self.progress, figures)
+        self.judge()
         is_due = state.step % self.config.training.save_every == 0 or state.step == self.steps
         if is_due or time.monotonic() - self.saved > fitting.SAVE_SECONDS:
             self.save()
-        if stop_requested() and state.step < self.steps:
+        if stop_requested() and state.step < self.steps and not self.has_stopped:
             self.stop()
 
     def figures(self, drawn: Rollout) -> dict[str, float]:
@@ -257,7 +317,13 @@ class Loop:
         return Collapsed(step=self.state.step, reason=reason, kept=self.run_dir.last_checkpoint())
 
     def save(self) -> None:
-        ppo_state.save(self.run_dir, self.state, trained=self.models.trained, optimizer=self.optimizer)
+        ppo_state.save(
+            self.run_dir,
+            self.state,
+            trained=self.models.trained,
+            optimizer=self.optimizer,
+            beside=self.early.write if self.early else None,
+        )
         self.saved = time.monotonic()
 
     def stop(self) -> NoReturn:

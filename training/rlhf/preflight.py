@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from training.rlhf import (
     disk,
+    early_stopping,
     failures,
     judge_audit,
     learners,
@@ -85,6 +86,8 @@ def _check(run_dir: RunDir, config: RunConfig) -> Preflight:
     if prompts:
         rows.setdefault("prompts", {})["test"] = _prompt_figures(prompts)
     errors += row_checks.errors(parts, train, config=config, run_dir=run_dir, limit=limit)
+    unseen = len(prompts.prompts) if prompts and METHODS[config.method].draws else len(test)
+    errors += early_stopping.errors(config, held_out_rows=unseen, where=str(run_dir.data))
     errors += learners.row_errors(config, train, run_dir=run_dir)
     needed, cautions = learners.setting_errors(config, tokenizer, run_dir=run_dir)
     errors += needed

@@ -63,7 +63,7 @@ def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[
         run_dir=run_dir,
     )
     started = time.monotonic()
-    fitting.fit(trainer, run_dir=run_dir, progress=progress)
+    stopping = fitting.fit(trainer, run_dir=run_dir, progress=progress, config=config)
     seconds = time.monotonic() - started
 
     held_out: dict[str, float] = {}
@@ -87,6 +87,7 @@ def train(run_dir: RunDir, config: RunConfig, progress: ProgressWriter) -> dict[
         "train_seconds": round(seconds, 2),
         "held_out": held_out,
         "datasets": by_dataset,
+        **({"early_stopping": stopping} if stopping else {}),
     }
 
 
@@ -146,3 +147,10 @@ def evaluate(
         raise
     except Exception as error:
         return evaluation.failed(run_dir, error, progress)
+
+
+def add_to_evaluation(run_dir: RunDir, result: dict[str, Any]) -> None:
+    """What training itself measured on held-out rows, and where it stopped, beside the figures."""
+    found = result["evaluation"]
+    found |= {name: result[name] for name in ("held_out", "early_stopping") if result.get(name)}
+    write_json(run_dir.evaluation, found)

@@ -71,8 +71,9 @@ class NamedRewards:
         return [*(name for reward in self.functions for name in beside(reward)), *self.by_criterion]
 
     def value_model_folder(self) -> str | None:
-        """The folder of the first reward model, from which a value model may begin."""
-        return next((one.location for reward in self.functions for one in members(reward)), None)
+        """The folder of the first reward model that is learnt from: a value model may begin there."""
+        learnt_from = (one for reward in self.functions if reward.weight for one in members(reward))
+        return next((one.location for one in learnt_from), None)
 
     def figures(self) -> dict[str, float]:
         """What should be watched beside the rewards: the share of a judge's answers that were no number."""

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from training.models import Run
+from training.rlhf.held_out_figures import JUDGE
 from training.rlhf.methods import METHODS
 
 MOST_LINES = 6  # colours of static/css/training.css
@@ -57,7 +58,12 @@ REWARD = Curve(
     title="Reward",
     meaning="What a completion earns on average, before the price of KL: this is what should rise. Read some "
     "completions too: a reward that rises fast may have been tricked.",
-    lines={"mean": ("reward/mean", "reward"), "best of a prompt": ("reward_best",)},
+    lines={
+        "mean": ("reward/mean", "reward"),
+        "best of a prompt": ("reward_best",),
+        "held out": ("eval_reward",),
+        "held out, by the judge": (f"eval_rewards/{JUDGE}/mean",),
+    },
 )
 KL = Curve(
     title="KL to the reference",

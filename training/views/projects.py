@@ -12,6 +12,8 @@ from training.views import story as stories
 from training.views import story_charts
 from training.views.comparing import comparing
 
+SWEEPS = 5  # the newest that the page of a project links to
+
 
 @login_required
 @require_safe
@@ -34,6 +36,7 @@ def project(request: HttpRequest, slug: str) -> HttpResponse:
             "comparing": comparing(candidate) if candidate else None,
             "workers": runs.workers_alive(),
             "has_servers": bool(settings.MODEL_SERVERS),
+            "sweeps": found.sweeps.all()[:SWEEPS],
         },
     )
 

@@ -10,27 +10,18 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from labeling import audits
 from labeling.models import Project
 from training import ensembles, runs
-from training.forms.run import RunForm
-from training.ingredients import (
-    MAKING,
-    OFFERED,
-    RUNNABLE,
-    can_be_learnt_from,
-    datasets_to_learn_from,
-    reward_models,
-    trained_policies,
-)
+from training.ingredients import MAKING
 from training.models import Artifact, Run
-from training.rlhf.methods import METHODS
-from training.views import alarms, constitutional, costs, evaluations, method_choice, mixtures
+from training.views import alarms, constitutional, costs, evaluations, mixtures
 from training.views.curves import curves_of
 from training.views.ensembles import ensemble_of
-from training.views.judge_audits import audits_of, judge_audit
+from training.views.judge_audits import judge_audit
 from training.views.queue import waits_behind
+from training.views.run_new import asks_for_a_sweep, new_run_context, run_like, usual_rate_help
 from training.views.settings import evaluators_in_words, rewards_in_words, settings_in_words
+from training.views.stopping import stopping_in_words
 from training.views.verdicts import verdicts
 
 OVER = (Run.State.COMPLETE, Run.State.REFUSED, Run.State.FAILED, Run.State.CANCELLED)
@@ -41,28 +32,20 @@ PACE_LINES = 30  # lines of progress that the time left is judged by
 @require_http_methods(["GET", "HEAD", "POST"])
 def run_new(request: HttpRequest, slug: str) -> HttpResponse:
     project = get_object_or_404(Project.objects.managed_by(request.user), slug=slug)
-    like = _run_like(request, project)
-    dataset = project.datasets.filter(pk=_number(request, "dataset") or 0).first()
-    asked = request.GET.get("method")
-    chosen = asked or (like.method if like else "")
+    like = run_like(request, project)
+    chosen = request.GET.get("method") or (like.method if like else "")
     if chosen in MAKING:
         return constitutional.run_new(request, project, chosen, like)
-    method = asked or (like.method if like else method_choice.likely_method(project, dataset))
-    if method not in RUNNABLE:
-        method = Run.Method.REWARD_MODEL
-    form = RunForm(
-        request.POST if request.method == "POST" else None,
-        project=project,
-        method=method,
-        like=like,
-        initial=_chosen_in(request, project),
-    )
-    if request.method == "POST" and form.is_valid():
+    context = new_run_context(request, project)
+    form = context["form"]
+    if request.method == "POST" and form.is_valid() and asks_for_a_sweep(request):
+        form.add_error(None, "There are values to try: press “Start the sweep”, or empty their fields.")
+    elif request.method == "POST" and form.is_valid():
         try:
             run = ensembles.create(
                 size=form.cleaned_data.get("ensemble_size") or 1,
                 project=project,
-                method=method,
+                method=context["method"],
                 dataset=form.cleaned_data["dataset"],
                 policy=form.cleaned_data["policy"],
                 reward_model=form.cleaned_data.get("reward_model"),
@@ -75,46 +58,16 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponse:
             return redirect("run", run.pk)
         except runs.RunRefused as refusal:
             form.refuse(str(refusal).removeprefix(f"{runs.UNFIT} "))
-    context = {
-        "project": project,
-        "form": form,
-        "like": like,
-        "method": method,
-        "learns": METHODS[method],
-        "when": method_choice.WHEN[method],
-        "groups": method_choice.choices(project),
-        "is_chosen": bool(asked or like or form.errors),
-        "kept_dataset": dataset or (like.dataset if like else None),
-        "has_rows": datasets_to_learn_from(project, method).exists(),
-        "way_to_rows": method_choice.way_to_rows(project, method),
-        "unfit": dataset if dataset and not can_be_learnt_from(dataset, method) else None,
-        "judge_audits": audits_of(project) if form.may_ask_a_judge() else [],
-        "has_policies": trained_policies(project).exists(),
-        "unaudited": list(audits.unaudited(datasets_to_learn_from(project, method))),
-    }
+    context["is_chosen"] = context["is_chosen"] or bool(form.errors)
     return render(request, "training/run_new.html", context, status=422 if form.errors else 200)
 
 
-def _run_like(request: HttpRequest, project: Project) -> Run | None:
-    """The run whose settings a link to the form names."""
-    pk = _number(request, "like")
-    return project.runs.filter(method__in=OFFERED, pk=pk).first() if pk is not None else None
-
-
-def _chosen_in(request: HttpRequest, project: Project) -> dict[str, Any]:
-    """Dataset, policy and reward model that a link to the form names, or the models of an ensemble."""
-    names = ("dataset", "policy", "reward_model")
-    found: dict[str, Any] = {name: number for name in names if (number := _number(request, name)) is not None}
-    first = _number(request, "ensemble")
-    if first is not None:
-        models = reward_models(project).filter(run__ensemble=first)
-        found["ensemble_models"] = [str(one.run_id) for one in models]
-    return found
-
-
-def _number(request: HttpRequest, name: str) -> int | None:
-    value = request.GET.get(name, "")
-    return int(value) if value.isascii() and value.isdigit() and len(value) < 19 else None
+@login_required
+@require_safe
+def usual_rate(request: HttpRequest, slug: str) -> HttpResponse:
+    """For the page of a new run, when another kind of tuning is chosen."""
+    project = get_object_or_404(Project.objects.managed_by(request.user), slug=slug)
+    return HttpResponse(usual_rate_help(request, project))
 
 
 @login_required
@@ -146,7 +99,7 @@ def _run_of(request: HttpRequest, run_id: int) -> Run:
     return get_object_or_404(
         Run.objects.managed_by(request.user).select_related(
             "project", "dataset", "policy", "reward_model__run__dataset", "round", "created_by",
-            "artifact__policy", "next_round", "constitution__project", "made_dataset",
+            "artifact__policy", "next_round", "constitution__project", "made_dataset", "trial__sweep",
         ),
         pk=run_id,
     )  # fmt: skip
@@ -169,6 +122,7 @@ def _state_context(run: Run) -> dict[str, Any]:
         "ensemble": ensemble_of(run),
         "verdicts": verdicts(evaluation, _artifact_of(run)) if evaluation else None,
         "evaluation_error": evaluations.evaluation_error(evaluation),
+        "stopping": stopping_in_words(evaluation),
         "artifact": _artifact_of(run),
         "alarms": alarms.of(run),
         "cost": costs.cost(run),

@@ -8,7 +8,7 @@ Every draw follows from seed and step, so no random state is kept. Safetensors a
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,16 @@ class State:
 
 
 def save(
-    run_dir: RunDir, state: State, *, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    run_dir: RunDir,
+    state: State,
+    *,
+    trained: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    beside: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write checkpoint-STEP whole or not at all, and keep the last two. Raises CheckpointNotSaved.
 
-    One of the same step, from before its updates began, is replaced.
+    `beside` puts more into its folder. One of the same step, from before its updates began, is replaced.
     """
     folder = run_dir.checkpoints / f"checkpoint-{state.step}"
     draft, replaced = run_dir.checkpoints / _DRAFT, run_dir.checkpoints / _REPLACED
@@ -48,6 +53,8 @@ def save(
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         _write(draft, state, trained, optimizer)
+        if beside is not None:
+            beside(draft)
         checkpoints.mark_complete(draft, step=state.step)
         if folder.exists():
             folder.rename(replaced)
@@ -91,11 +98,8 @@ def forget(run_dir: RunDir, step: int) -> None:
 
 def load(folder: Path, *, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> State:
     """Put a checkpoint's weights and optimiser in place, and return the rest of it."""
-    weights, moments = load_file(folder / "weights.safetensors"), load_file(folder / "optimizer.safetensors")
-    finite.refuse_checkpoint(weights.items(), folder)
-    with torch.no_grad():
-        for name, weight in trained.items():
-            weight.copy_(weights[name])
+    load_weights(folder, trained)
+    moments = load_file(folder / "optimizer.safetensors")
     for name, weight in trained.items():
         found = {
             key.rpartition("/")[2]: tensor for key, tensor in moments.items() if key.startswith(f"{name}/")
@@ -111,11 +115,23 @@ def load(folder: Path, *, trained: dict[str, nn.Parameter], optimizer: torch.opt
     return state
 
 
+def save_weights(folder: Path, trained: dict[str, nn.Parameter]) -> None:
+    weights = {name: weight.detach().contiguous() for name, weight in trained.items()}
+    save_file(weights, folder / "weights.safetensors")
+
+
+def load_weights(folder: Path, trained: dict[str, nn.Parameter]) -> None:
+    weights = load_file(folder / "weights.safetensors")
+    finite.refuse_checkpoint(weights.items(), folder)
+    with torch.no_grad():
+        for name, weight in trained.items():
+            weight.copy_(weights[name])
+
+
 def _write(
     folder: Path, state: State, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> None:
-    save_file({name: weight.detach().contiguous() for name, weight in trained.items()},
-              folder / "weights.safetensors")  # fmt: skip
+    save_weights(folder, trained)
     moments = {
         f"{name}/{key}": tensor.contiguous()
         for name, weight in trained.items()
