@@ -12,7 +12,7 @@ from rest_framework.response import Response
 from labeling.model_servers import add_served
 from labeling.models import Policy, Project
 from labeling.policies import PolicyRefused
-from labeling.prompting import MOST_CHARACTERS, MOST_EXAMPLES, make_prompted
+from labeling.prompting import MOST_CHARACTERS, make_prompted
 from training.prompted import prompt_version
 
 LARGEST_ID = 2**63 - 1
@@ -39,20 +39,18 @@ class ExampleSerializer(serializers.Serializer[Any]):
 
 
 class PolicyInputSerializer(serializers.Serializer[Any]):
-    """A variant: `parent`, with `system_prompt` and `examples`. On a server: `server` and `model_name`."""
+    """A variant: `policy`, with `system_prompt` and `examples`. On a server: `server` and `model_name`."""
 
     name = serializers.CharField(required=False, default="", allow_blank=True, max_length=120)
-    parent: Any = serializers.IntegerField(required=False, max_value=LARGEST_ID)
+    policy = serializers.IntegerField(required=False, max_value=LARGEST_ID)
     system_prompt = serializers.CharField(default="", allow_blank=True, max_length=MOST_CHARACTERS)
-    examples = serializers.ListField(child=ExampleSerializer(), required=False, max_length=MOST_EXAMPLES)
+    examples = ExampleSerializer(many=True, required=False)
     server = serializers.CharField(required=False, max_length=500)
     model_name = serializers.CharField(default="", allow_blank=True, max_length=200)
 
     def validate(self, given: dict[str, Any]) -> dict[str, Any]:
-        if ("parent" in given) == ("server" in given):
-            raise ValidationError(
-                {"parent": "Name a parent for a prompted variant, or a server, and not both."}
-            )
+        if ("policy" in given) == ("server" in given):
+            raise ValidationError({"policy": "Name the policy to prompt, or a server, and not both."})
         return given
 
 
@@ -71,7 +69,7 @@ def policy_list(request: Request, slug: str) -> Response:
             made = add_served(project=project, address=address, model_name=model_name, name=given["name"])
         else:
             made = make_prompted(
-                policy=get_object_or_404(Policy, project=project, pk=given["parent"]),
+                policy=get_object_or_404(Policy, project=project, pk=given["policy"]),
                 system_prompt=given["system_prompt"],
                 examples=[(one["user"], one["assistant"]) for one in given.get("examples", [])],
                 name=given["name"],

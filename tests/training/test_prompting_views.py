@@ -12,7 +12,8 @@ from labeling.models import Policy, Project
 from tests.training import stage
 from training import exports, runs
 from training.models import Artifact, Run
-from training.prompted import parts_of, weights_of
+from training.prompted import kept_by_candidate, parts_of, weights_of
+from training.recipe_checks import check_parts
 
 ADDRESS = "http://127.0.0.1:8100/v1"
 HOSTILE = "<script>alert(1)</script>"
@@ -132,6 +133,22 @@ def test_training_from_a_prompted_policy_keeps_its_prompt_in_the_recipe(
     assert recipe("distillation") == {"teacher": "Be brief."}
 
 
+def test_a_run_tells_under_which_prompt_it_learns_and_its_policy_keeps_it(
+    manager: Client, prompted: Policy, project: Project, ann: User
+) -> None:
+    project.current_policy = prompted
+    project.save()
+    run = stage.make_run(project, ann, "dpo")
+    assert parts_of(prompted).version in manager.get(run.get_absolute_url()).content.decode()
+    kept = kept_by_candidate(run.config)
+    assert (kept["system_prompt"], kept["examples"]) == (prompted.system_prompt, prompted.examples)
+    assert kept_by_candidate(stage.make_run(project, ann, "distillation").config)["system_prompt"] == ""
+    dataset = project.datasets.get()
+    dataset.manifest = {"tables": {"texts": {"train": 4}}}
+    with pytest.raises(runs.RunRefused, match="no place before a text"):
+        check_parts(project, "pretraining", dataset, prompted, None)
+
+
 def test_the_form_offers_a_prompted_policy_as_a_teacher(
     manager: Client, prompted: Policy, starter: Policy, project: Project, ann: User
 ) -> None:
@@ -157,13 +174,13 @@ def test_the_api_makes_variants_and_served_policies(
         return manager.post(address, sent, content_type="application/json")
 
     examples = [{"user": "Hi", "assistant": "Hey"}]
-    made = post(parent=starter.pk, system_prompt="Be brief.", examples=examples)
+    made = post(policy=starter.pk, system_prompt="Be brief.", examples=examples)
     assert made.status_code == 201 and len(made.json()["prompt_version"]) == 12
-    assert post(parent=starter.pk, system_prompt="Be brief.", examples=examples).status_code == 400
+    assert post(policy=starter.pk, system_prompt="Be brief.", examples=examples).status_code == 400
     assert post(server=ADDRESS, model_name="m").json()["location"] == ADDRESS
     refused = post(server="http://169.254.169.254/v1", model_name="m")
     assert refused.status_code == 400 and "RATCHET_MODEL_SERVERS" in refused.content.decode()
-    assert post(server=ADDRESS, parent=starter.pk).status_code == 400
+    assert post(server=ADDRESS, policy=starter.pk).status_code == 400
     listed = manager.get(address).json()
     assert [one["parent"] for one in listed] == [None, starter.pk, None]
 

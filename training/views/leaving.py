@@ -17,7 +17,7 @@ from labeling.models import Project
 from training import exports, runs
 from training.forms.leaving import PushForm, WriteForm
 from training.leaving import departures
-from training.models import Artifact, Departure
+from training.models import Artifact, Departure, Run
 
 SHOWN = 20
 
@@ -86,11 +86,9 @@ def _archive(content: Iterator[bytes], name: str) -> StreamingHttpResponse:
 
 
 def _artifact(request: HttpRequest, run_id: int) -> Artifact:
+    run = get_object_or_404(Run.objects.managed_by(request.user), pk=run_id)
     return get_object_or_404(
-        Artifact.objects.filter(run__project__in=Project.objects.managed_by(request.user)).select_related(
-            "run__project", "run__policy", "run__dataset", "policy"
-        ),
-        run_id=run_id,
+        Artifact.objects.select_related("run__project", "run__policy", "run__dataset", "policy"), run=run
     )
 
 

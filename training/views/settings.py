@@ -8,8 +8,10 @@ from training.forms.setting_words import CHOICES, words_of
 from training.models import Artifact, Run
 from training.rlhf.config import upgraded
 from training.rlhf.methods import METHODS
+from training.rlhf.prompt_parts import PromptParts
 
 GROUPS = {"training": "Training", "tuning": "Tuning", "sampling": "Sampling", "vllm": "vLLM"}
+PROMPTED = {"model": "the policy", "teacher": "the teacher"}
 WORDS = {
     "tuning.kind": "What is trained",
     "sampling.top_p": "Top p",
@@ -23,7 +25,7 @@ def settings_in_words(run: Run) -> list[tuple[str, list[tuple[str, Any]]]]:
     """The groups that this method reads, each with its settings."""
     config = upgraded(run.config)
     sections = ("sampling",) if run.method == Run.Method.SAMPLE else sections_of(run.method)
-    return [
+    groups = [
         (
             GROUPS.get(section, METHODS[run.method].label),
             [(_label(run, section, name), _value(section, name, value)) for name, value in found.items()],
@@ -31,6 +33,20 @@ def settings_in_words(run: Run) -> list[tuple[str, list[tuple[str, Any]]]]:
         for section in sections
         if (found := config.get(section))
     ]
+    return groups + _prompts_and_servers(config)
+
+
+def _prompts_and_servers(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """What stood before the prompts of which policy, and which of them servers keep."""
+    versions = [
+        (f"Version, of {PROMPTED.get(name, name)}", PromptParts.from_json(parts).version)
+        for name, parts in config.get("prompt_parts", {}).items()
+    ]
+    servers = [
+        (name, " · ".join(filter(None, (config["policies"].get(name), served.get("model")))))
+        for name, served in config.get("servers", {}).items()
+    ]
+    return [(title, found) for title, found in (("Prompt", versions), ("Servers", servers)) if found]
 
 
 def rewards_in_words(run: Run) -> list[tuple[str, float, str]]:
