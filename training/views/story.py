@@ -231,6 +231,12 @@ def _learn(story: Story) -> Action | None:
     """From judged rounds to a dataset, a reward model, a policy, and back to the raters."""
     slug = story.project.slug
     turn = story.turns[-1] if story.turns else Turn(round=None)
+    if turn.round is None and not turn.datasets and story.project.collections.exists():
+        return Action(
+            "Freeze a dataset",
+            "What files brought in can be learnt from once it is frozen.",
+            reverse("dataset_new", args=[slug]),
+        )
     if turn.round is None and not turn.datasets:
         return Action(
             "Open the first round",
