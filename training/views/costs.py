@@ -54,7 +54,7 @@ def cost(run: Run) -> Cost | None:
     training = number_in(rehearsal, "rehearsal/estimated_train_seconds")
     return Cost(
         seconds_guessed=guessed,
-        # What the guess says of loading and of the evaluation stays as it was. Of a method that draws the step
+        # What the guess says of loading and evaluation stays as it was. Of a method that draws the step
         # tells little: most of its time goes to writing.
         seconds_refined=None
         if training is None or METHODS[run.method].draws
