@@ -169,6 +169,7 @@ def check(run_dir: RunDir, config: RunConfig) -> int:
 def carry_out(run_dir: RunDir, config: RunConfig) -> None:
     started = time.monotonic()
     leftovers.sweep(run_dir)
+    run_dir.rehearsal.unlink(missing_ok=True)  # that of an earlier attempt tells nothing of this one
     checkpoints.remove_incomplete(run_dir)
     meter = cost.Meter(run_dir)
     progress = ProgressWriter(run_dir)

@@ -186,8 +186,8 @@ class Checkpointed(Trainer):
     def rehearsed_loss(self, inputs: dict[str, Any]) -> Any:
         return self.compute_loss(cast(Any, self.model), inputs)
 
-    def share_of_longest(self) -> float:
-        """Tokens of a batch as they come, in those of the longest."""
+    def share_of_longest(self) -> float | None:
+        """Tokens of a batch as they come, in those of the longest; None where that is not known."""
         rows: Any = self.train_dataset
         return rehearsal.share_of_longest(list(rows["length"]), self.args.train_batch_size)
 

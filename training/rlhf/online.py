@@ -218,15 +218,14 @@ class OnlineTrainer(Checkpointed):
     def longest_batch(self) -> dict[str, Any]:
         """The longest prompts, each with a completion of as many tokens as may be written."""
         trl: Any = self
-        return online_rehearsal.batch_of(
-            trl,
-            prompts=[row["prompt"] for row in trl.train_dataset],
-            drawing=self.drawing,
-            rewards=self.rewards,
-        )
+        prompts = [row["prompt"] for row in trl.train_dataset]
+        return online_rehearsal.batch_of(trl, prompts=prompts, drawing=self.drawing)
 
-    def share_of_longest(self) -> float:
-        return 1.0
+    def rehearsed_loss(self, inputs: dict[str, Any]) -> Tensor:
+        return online_rehearsal.loss_of(self, inputs, rewards=self.rewards)
+
+    def share_of_longest(self) -> None:
+        """Nobody knows before how long completions will be."""
 
     # What outlives the process
 

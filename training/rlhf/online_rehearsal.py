@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from training.rlhf import rendering, sampling, scoring
 from training.rlhf.config import Sampling
@@ -45,9 +46,8 @@ def score(rewards: Any, prompts: Sequence[Messages], samples: Sequence[Sampled])
             rewards.parts[reward.name](prompts, samples)
 
 
-@torch.no_grad()
-def batch_of(trainer: Any, *, prompts: Sequence[Messages], drawing: Sampling, rewards: Any) -> dict[str, Any]:
-    """What RLOOTrainer and GRPOTrainer compute their loss from: `batch_size` completions."""
+def batch_of(trainer: Any, *, prompts: Sequence[Messages], drawing: Sampling) -> dict[str, Any]:
+    """`batch_size` completions, as RLOOTrainer and GRPOTrainer take them, and what reward models read."""
     count = trainer.args.per_device_train_batch_size
     asked, samples = longest(
         trainer.accelerator.unwrap_model(trainer.model),
@@ -56,29 +56,39 @@ def batch_of(trainer: Any, *, prompts: Sequence[Messages], drawing: Sampling, re
         drawing=drawing,
         count=count,
     )
-    score(rewards, asked, samples)
     device, pad_id = trainer.accelerator.device, int(trainer.processing_class.pad_token_id)
     ids, mask = scoring.padded([one.prompt_ids for one in samples], pad_id=pad_id, left=True)
-    written = torch.tensor([one.ids for one in samples])
-    prompt_ids, prompt_mask, completions = ids.to(device), mask.to(device), written.to(device)
-    completion_mask = torch.ones_like(completions)
-    with trainer.accelerator.autocast():
+    written = torch.tensor([one.ids for one in samples]).to(device)
+    return {
+        "asked": asked,
+        "samples": samples,
+        "prompt_ids": ids.to(device),
+        "prompt_mask": mask.to(device),
+        "completion_ids": written,
+        "completion_mask": torch.ones_like(written),
+        "shape": (count, ids.shape[1] + written.shape[1]),
+    }
+
+
+def loss_of(trainer: Any, inputs: dict[str, Any], *, rewards: Any) -> Tensor:
+    """Score and read the completions as a step does, and the loss of learning from them."""
+    asked, samples, mask = inputs["asked"], inputs["samples"], inputs["completion_mask"]
+    with torch.no_grad():
+        with torch.autocast(mask.device.type, enabled=False):
+            score(rewards, asked, samples)
         logps, _, _ = trainer._get_per_token_logps_and_entropies(
             trainer.model,
-            torch.cat([prompt_ids, completions], dim=1),
-            torch.cat([prompt_mask, completion_mask], dim=1),
-            completions.shape[1],
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+            torch.cat([inputs["prompt_mask"], mask], dim=1),
+            mask.shape[1],
         )
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
-    return {
-        "prompt_ids": prompt_ids,
-        "prompt_mask": prompt_mask,
-        "completion_ids": completions,
-        "completion_mask": completion_mask,
-        "advantages": torch.ones(count, device=device),
+    known = {
+        "advantages": torch.ones(len(samples), device=mask.device),
         "old_logps": logps.sum(dim=1),
         "old_per_token_logps": logps,
         "ref_per_token_logps": logps,
-        "num_items_in_batch": completion_mask.sum().float(),
-        "shape": (count, ids.shape[1] + completions.shape[1]),
+        "num_items_in_batch": mask.sum().float(),
     }
+    loss: Tensor = trainer.compute_loss(trainer.model, inputs | known)
+    return loss

@@ -65,8 +65,5 @@ def of_loop(loop: "Loop") -> None:
             step, model=models.policy, weights=weights, batch=batch, run_dir=loop.run_dir
         )
     torch.cuda.empty_cache()
-    batches = config.ppo.rollout_size / count
-    # A pass reads what was written by three models and learns from it; further ones only learn, two thirds.
-    passes = 1 + (config.ppo.epochs - 1) * 2 / 3
-    guess = loop.steps * batches * passes * seconds
-    rehearsal.tell(loop.progress, loop.run_dir, batch, seconds=seconds, guess=guess)
+    # How long a run takes is for the most part how long the policy writes: this step does not tell.
+    rehearsal.tell(loop.progress, loop.run_dir, batch, seconds=seconds, guess=None)

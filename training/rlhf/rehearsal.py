@@ -70,11 +70,13 @@ def of_trainer(trainer: Any, *, run_dir: RunDir, progress: ProgressWriter) -> No
             step, model=model, weights=trained(model), batch=batch, run_dir=run_dir,
             moment_bytes=1 if "8bit" in str(arguments.optim) else 4,
         )  # fmt: skip
-    steps = trainer.args.max_steps
-    if steps < 1:
-        steps = ceil(len(trainer.get_train_dataloader()) / batch.accumulation * arguments.num_train_epochs)
-    share = trainer.share_of_longest()
-    guess = steps * (batch.accumulation * seconds * share + SECONDS_OF_A_STEP)
+    guess, share = None, trainer.share_of_longest()
+    if share is not None:
+        steps = arguments.max_steps
+        if steps < 1:
+            at_once = batch.batch_size * batch.accumulation
+            steps = ceil(ceil(len(trainer.train_dataset) / at_once) * arguments.num_train_epochs)
+        guess = steps * (batch.accumulation * seconds * share + SECONDS_OF_A_STEP)
     tell(progress, run_dir, batch, seconds=seconds, guess=guess)
 
 
@@ -168,15 +170,18 @@ def advice(batch: Batch, model: nn.Module) -> str:
     return f"Change one of these: {'; '.join(found)}."
 
 
-def tell(progress: ProgressWriter, run_dir: RunDir, batch: Batch, *, seconds: float, guess: float) -> None:
+def tell(
+    progress: ProgressWriter, run_dir: RunDir, batch: Batch, *, seconds: float, guess: float | None
+) -> None:
     peak = memory.peak_bytes()
     figures = {
         "rehearsal/rows": batch.rows,
         "rehearsal/tokens": batch.tokens,
         "rehearsal/seconds": round(seconds, 4),
         "rehearsal/peak_memory_bytes": peak,
-        "rehearsal/estimated_train_seconds": round(guess, 1),
     }
+    if guess is not None:
+        figures["rehearsal/estimated_train_seconds"] = round(guess, 1)
     write_json(run_dir.rehearsal, figures)
     report(
         progress,

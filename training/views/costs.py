@@ -5,7 +5,9 @@ from typing import Any
 
 from training.models import Run
 from training.results import number_in
+from training.rlhf.methods import METHODS
 
+SECONDS_OF_START = 8.0  # as training.rlhf.checks.estimate has it
 FACTOR = 2.0  # a guess that is off by more is said to be
 # Below these a machine that does other things as well, or Python itself, is most of it.
 LEAST_SECONDS, LEAST_BYTES = 30.0, 500e6
@@ -52,8 +54,11 @@ def cost(run: Run) -> Cost | None:
     training = number_in(rehearsal, "rehearsal/estimated_train_seconds")
     return Cost(
         seconds_guessed=guessed,
-        # What the guess says of loading and of the evaluation stays as it was.
-        seconds_refined=None if training is None else training + 8.0 + (evaluation or 0.0),
+        # What the guess says of loading and evaluation stays as it was. Of a method that draws the step
+        # tells little: most of its time goes to writing.
+        seconds_refined=None
+        if training is None or METHODS[run.method].draws
+        else training + SECONDS_OF_START + (evaluation or 0.0),
         seconds_real=number_in(real, "seconds"),
         memory_guessed=number_in(guess, "memory_bytes"),
         memory_refined=number_in(rehearsal, "rehearsal/peak_memory_bytes"),
