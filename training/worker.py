@@ -80,9 +80,8 @@ class TrainingWorker:
             self.propose()
             checking = self.check()
             training = self.train()
-            leaving = self.leaving.turn(may_begin=not self.is_stopping, trusts_leases=self.trusts_leases)
-            self.hold_policies(may_load=not self._is_batch)
-            return training or checking or ((leaving or self._sweeps_go_on) and not self.is_stopping)
+            serving = self.serve_people()
+            return serving or training or checking or (self._sweeps_go_on and not self.is_stopping)
         except NO_ANSWER:
             # The database is away or busy. Children work on; the lease's own clock stops them in time.
             log.warning("the database did not answer", exc_info=True)
@@ -181,12 +180,22 @@ class TrainingWorker:
         self.check_lane = self._advance(self.check_lane)
         return True
 
-    def hold_policies(self, *, may_load: bool) -> None:
-        """One unit of the playground. It gives way to training, and keeps no worker from its end."""
-        is_free = self.device_lane is None or self.playground.shares_device
-        self.playground.turn(
-            may_load=may_load and is_free and not self.is_stopping, trusts_leases=self.trusts_leases
-        )
+    def serve_people(self) -> bool:
+        """One unit of the playground and of what leaves; True while something leaves.
+
+        The playground gives way to training, and neither keeps a worker from its end.
+        """
+        try:
+            is_free = self.device_lane is None or self.playground.shares_device
+            may_load = is_free and not self._is_batch and not self.is_stopping
+            self.playground.turn(may_load=may_load, trusts_leases=self.trusts_leases)
+            leaving = self.leaving.turn(may_begin=not self.is_stopping, trusts_leases=self.trusts_leases)
+            return leaving and not self.is_stopping
+        except NO_ANSWER:
+            raise
+        except Exception:  # a fault of ours here must take no run away
+            log.exception("the playground or what leaves could not be looked after")
+            return False
 
     def _take(self, run: Run | None) -> Supervision | None:
         if run is None:

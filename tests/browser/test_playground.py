@@ -186,6 +186,19 @@ def test_without_javascript_a_form_brings_both_answers(
     expect(answers(page)).to_have_count(2, timeout=LONG)
 
 
+def test_who_does_not_want_to_wait_stops_and_asks_again(chat_page: Page, policies: list[Policy]) -> None:
+    page = chat_page
+    begin(page)
+    page.get_by_label("Your message").fill("Tell me about a fox.")
+    page.get_by_role("button", name="Send to both").click()
+    left = page.locator(".side").first
+    expect(left.get_by_text("No training worker is alive")).to_be_visible()
+    left.get_by_role("button", name="Stop").click()
+    expect(left.get_by_text("Stopped before it began.")).to_be_visible()
+    left.get_by_role("button", name="Ask again").click()
+    expect(left.get_by_role("button", name="Stop")).to_be_visible()
+
+
 @pytest.mark.parametrize("viewport", [PHONE, {"width": 1440, "height": 900}], ids=["phone", "desk"])
 def test_the_playground_is_not_wider_than_its_window(
     viewport: dict[str, int],

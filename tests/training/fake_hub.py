@@ -50,6 +50,13 @@ def fake_hub() -> Iterator[FakeHub]:
                 return b"".join(parts)
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
+        def do_GET(self) -> None:
+            repo = self.path.partition("?")[0].removeprefix("/api/models/")
+            if repo in hub.private:
+                self.answer(200, {"id": repo, "private": hub.private[repo]})
+            else:
+                self.answer(404, {"error": "Repository not found"})
+
         def do_PUT(self) -> None:
             oid, content = self.path.rpartition("/")[2], self.body()
             assert hashlib.sha256(content).hexdigest() == oid
@@ -68,7 +75,7 @@ def fake_hub() -> Iterator[FakeHub]:
                 repo = (
                     f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
                 )
-                hub.private.setdefault(repo, bool(asked.get("private")))
+                hub.private.setdefault(repo, asked.get("visibility") == "private")
                 self.answer(200, {"url": f"{hub.address}/{repo}", "name": repo})
             elif path.endswith("/preupload/main"):
                 modes = [self.mode(file["path"]) for file in json.loads(content)["files"]]

@@ -145,6 +145,20 @@ def test_a_lost_worker_leaves_it_to_the_next_and_writes_nothing_any_more(artifac
     assert departures.write(second, percent=10)
 
 
+def test_what_was_written_a_week_ago_makes_room(artifact: Artifact, settings: Any) -> None:
+    now = timezone.now()
+    old, fresh = (
+        Departure.objects.create(artifact=artifact, form="fp32", state=State.COMPLETE, ended_at=now - age)
+        for age in (timedelta(days=8), timedelta(days=1))
+    )
+    for row in (old, fresh):
+        (row.folder / "model").mkdir(parents=True)
+    of_somebody_else = Path(settings.EXPORTS_DIR) / "kept by hand"
+    of_somebody_else.mkdir()
+    departures.remove_old_folders()
+    assert (old.is_here, fresh.is_here, of_somebody_else.exists()) == (False, True, True)
+
+
 @pytest.mark.training
 @pytest.mark.slow
 def test_a_real_worker_writes_a_model_and_pushes_it(

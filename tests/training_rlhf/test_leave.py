@@ -168,6 +168,10 @@ def test_a_hub_that_refuses_is_told_of_in_words(lora: Path, tmp_path: Path) -> N
         code, _ = pushed(hub, tmp_path / "wrong", lora, token="hf_wrong")
         assert code == 4
         assert "The token is wrong or has expired" in error(tmp_path / "wrong")["do"]
+        hub.private["org/fox"] = False
+        pushed(hub, tmp_path / "public", lora)
+        assert "anybody may see it" in error(tmp_path / "public")["what"]
+        hub.private.clear()
         hub.refuse = 403
         pushed(hub, tmp_path / "refused", lora)
         assert "may not write to org/fox" in error(tmp_path / "refused")["do"]

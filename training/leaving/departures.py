@@ -27,6 +27,7 @@ from training.rlhf.run_dir import LeaveJob
 Form, State = Departure.Form, Departure.State
 FREE: dict[str, Any] = {"worker": "", "leased_until": None}
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{0,59}")
+FOLDER = re.compile(r"\d+\.\d+")
 KEPT = timedelta(days=7)
 # Bytes of a weight in each form, in relation to those that others have.
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
@@ -192,9 +193,9 @@ def remove_old_folders() -> None:
     kept = Departure.objects.filter(
         models.Q(ended_at__isnull=True) | models.Q(ended_at__gt=timezone.now() - KEPT)
     )
-    names = {str(pk) for pk in kept.values_list("pk", flat=True)}
+    names = {row.folder.name for row in kept}
     for folder in home.iterdir():
-        if folder.name.isdigit() and folder.name not in names:
+        if FOLDER.fullmatch(folder.name) and folder.name not in names:
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -65,7 +65,8 @@ class Departure(models.Model):
 
     @property
     def folder(self) -> Path:
-        return Path(settings.EXPORTS_DIR) / str(self.pk)
+        """One for each attempt: the child of a worker that froze, and was taken for dead, may still write."""
+        return Path(settings.EXPORTS_DIR) / f"{self.pk}.{self.attempt}"
 
     @property
     def is_live(self) -> bool:

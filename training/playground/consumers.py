@@ -56,8 +56,6 @@ class AnswerConsumer(AsyncWebsocketConsumer):
     async def write(self, side: ChatSide) -> None:
         await database_sync_to_async(servings.want)(side.policy)
         place = await self.ready(side)
-        if place is None:
-            return
         answer = answers.begin(side)
         pieces = answers.stream(side, place, answer)
         async for piece in pieces:
@@ -70,8 +68,8 @@ class AnswerConsumer(AsyncWebsocketConsumer):
         await database_sync_to_async(chats.store_answer)(side=side, answer=message)
         await database_sync_to_async(servings.still_used)(side.policy_id)
 
-    async def ready(self, side: ChatSide) -> servings.Place | None:
-        """Where the policy answers, once it does; None when the person did not want to wait."""
+    async def ready(self, side: ChatSide) -> servings.Place:
+        """Where the policy answers, once it does. Raises NoAnswer."""
         end, told = asyncio.get_running_loop().time() + PATIENCE_SECONDS, ""
         while not self.is_stopped:
             place = await database_sync_to_async(servings.place_of)(side.policy_id)
@@ -85,7 +83,7 @@ class AnswerConsumer(AsyncWebsocketConsumer):
                 told = place.message
                 await self.tell(status=told)
             await asyncio.sleep(LOOK_SECONDS)
-        return None
+        raise answers.NoAnswer("Stopped before it began.")
 
     async def tell(self, **what: str | bool) -> None:
         await self.send(text_data=json.dumps(what))

@@ -31,6 +31,12 @@ def push(folder: Path, *, repo: str, private: bool, message: str, tell: Tell) ->
     try:
         tell(0.0, f"Making {repo}")
         api.create_repo(repo, private=private, exist_ok=True)
+        if private and api.model_info(repo).private is False:  # one that was there stays as it was
+            raise Refused(
+                f"{repo} is there already, and anybody may see it.",
+                f"{endpoint}/{repo}",
+                "Make it private there, take another name, or say that anybody may see this model.",
+            )
         additions = [
             CommitOperationAdd(path_in_repo=str(path.relative_to(folder)), path_or_fileobj=path)
             for path in sorted(folder.rglob("*"))
