@@ -79,7 +79,7 @@ def main() -> int:
 
 
 def trained_methods() -> list[str]:
-    return [name for name, method in METHODS.items() if method.makes != "completions"]
+    return [name for name, method in METHODS.items() if method.makes in ("reward_model", "policy")]
 
 
 def tiny_policy(folder: Path) -> Path:

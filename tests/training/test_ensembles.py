@@ -84,7 +84,7 @@ def test_they_are_measured_when_the_last_is_complete_and_shown_on_each_page(
         assert "One of 3 that differ by seed" in page
         assert "standard deviations apart on a held-out completion" in page
     address = reverse("run_new", args=[project.slug])
-    form = manager.get(address, {"method": "ppo", "ensemble": three[0].pk}).context["form"]
+    form = manager.get(f"{address}?method=ppo&ensemble={three[0].pk}").context["form"]
     assert sorted(form["ensemble_models"].value()) == [str(run.pk) for run in three]
     assert form.ensemble_open()
 

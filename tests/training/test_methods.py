@@ -97,10 +97,8 @@ def test_every_method_of_the_table_is_a_method_of_a_run() -> None:
 def test_every_method_that_trains_is_offered_once_with_words_defaults_and_curves() -> None:
     offered = [name for _, names in GROUPS for name in names]
     assert sorted(offered) == sorted(RUNNABLE)
-    for table in (WHEN, BY_METHOD):
-        assert set(RUNNABLE) <= set(table)
-    for table in (SMALL, USUAL):
-        assert set(TRAINABLE) <= set(table)
+    assert set(RUNNABLE) <= set(WHEN) & set(BY_METHOD)
+    assert set(TRAINABLE) <= set(SMALL) & set(USUAL)
 
 
 def test_every_setting_has_words_and_no_word_is_of_another() -> None:

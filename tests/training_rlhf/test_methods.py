@@ -15,7 +15,7 @@ from training.rlhf.config import RunConfig  # noqa: E402
 from training.rlhf.methods import METHODS  # noqa: E402
 from training.rlhf.run_dir import ProgressWriter, RunDir  # noqa: E402
 
-TRAINS = [name for name, method in METHODS.items() if method.makes != "completions"]
+TRAINS = [name for name, method in METHODS.items() if method.makes in ("reward_model", "policy")]
 SHORT = [{"name": "short", "kind": "length", "options": {"target": 4, "scale": 4}}]
 OWN: dict[str, dict[str, Any]] = {
     "ppo": {"ppo": {"rollout_size": 8, "epochs": 1}},

@@ -56,8 +56,8 @@ def columns_of_tokens(
 ) -> list[list[float]]:
     """For each row of token ids all that the head says of it: the reward first, then of each criterion.
 
-    Read at the end, longest first, to pad little. A row over the model's positions loses its oldest tokens, as
-    the score is read at the end; but for an encoder not the very first, where its score is read.
+    Read at the end, longest first, to pad little. A row over the model's positions loses its oldest tokens,
+    as the score is read at the end; but for an encoder not the very first, where its score is read.
     Raises Cancelled between two batches when a stop was asked for.
     """
     limit = positions(model.config) - virtual_tokens.count(model)

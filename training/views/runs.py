@@ -155,6 +155,7 @@ def _state_context(run: Run) -> dict[str, Any]:
         "reward_evaluation": evaluations.reward_evaluation(run) if evaluation else None,
         "rating_evaluation": evaluations.rating_evaluation(evaluation),
         "policy_figures": evaluations.policy_figures(evaluation),
+        "criteria": evaluations.criteria_figures(evaluation),
         "judge_audit": judge_audit(evaluation, run) if evaluation else None,
         "ensemble": ensemble_of(run),
         "verdicts": verdicts(evaluation, _artifact_of(run)) if evaluation else None,
