@@ -10,11 +10,12 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from labeling.models import Policy, PreferenceDataset, Project
-from training import runs
+from training import ensembles, runs
 from training.ingredients import RUNNABLE
 from training.models import Artifact, Run
 from training.rewards import reward_from
 from training.rlhf.method_settings import REWARD_KINDS
+from training.rlhf.reward_options import MOST_MODELS
 
 METRICS_A_PAGE = 1000
 LARGEST_ID = 2**63 - 1
@@ -25,7 +26,7 @@ class RunSerializer(serializers.ModelSerializer[Run]):
         model = Run
         fields = [
             "id", "method", "state", "message", "step", "total_steps", "attempt", "config", "preflight",
-            "evaluation", "dataset", "policy", "created_at", "started_at", "ended_at",
+            "evaluation", "dataset", "policy", "ensemble", "created_at", "started_at", "ended_at",
         ]  # fmt: skip
 
 
@@ -51,7 +52,10 @@ class RewardInputSerializer(serializers.Serializer[Any]):
 
 
 class RunInputSerializer(serializers.Serializer[Any]):
-    """`config`: what differs from the defaults of a recipe, section by section, as a run shows it."""
+    """`config`: what differs from the defaults of a recipe, section by section, as a run shows it.
+
+    `ensemble_size`: so many reward models that differ by seed; the first one is answered.
+    """
 
     method = serializers.ChoiceField(choices=RUNNABLE)
     dataset = serializers.IntegerField(max_value=LARGEST_ID)
@@ -60,6 +64,7 @@ class RunInputSerializer(serializers.Serializer[Any]):
     rewards = RewardInputSerializer(many=True, required=False)
     evaluators = RewardInputSerializer(many=True, required=False)
     config = serializers.DictField(required=False)
+    ensemble_size = serializers.IntegerField(default=1, min_value=1, max_value=MOST_MODELS)
     start_when_ready = serializers.BooleanField(default=True)
     then_next_round = serializers.BooleanField(default=False)
 
@@ -78,7 +83,9 @@ def run_list(request: Request, slug: str) -> Response:
         if listed := values.pop(role, []):
             values["config"] = {**values.get("config", {}), role: [_reward(project, one) for one in listed]}
     try:
-        run = runs.create_run(
+        run = ensembles.create(
+            size=values.pop("ensemble_size"),
+            config=values.pop("config", {}),
             project=project,
             dataset=get_object_or_404(PreferenceDataset, project=project, pk=values.pop("dataset")),
             policy=get_object_or_404(Policy, project=project, pk=values.pop("policy")),

@@ -97,6 +97,18 @@ def test_a_lost_file_leaves_the_models_as_they_are(three: list[Run]) -> None:
     assert three[0].evaluation == {}
 
 
+def test_a_program_may_make_one_too_but_of_nothing_else(
+    manager: Client, project: Project, judged: PreferenceDataset
+) -> None:
+    given = {"dataset": judged.pk, "policy": project.current_policy_id, "ensemble_size": 2}
+    address = f"/api/v1/projects/{project.slug}/runs/"
+    answer = manager.post(address, given | {"method": "reward_model"}, content_type="application/json")
+    assert answer.status_code == 201, answer.content
+    assert answer.json()["ensemble"] == answer.json()["id"] and Run.objects.count() == 2
+    answer = manager.post(address, given | {"method": "dpo"}, content_type="application/json")
+    assert answer.status_code == 400 and Run.objects.count() == 2
+
+
 def test_strangers_do_not_see_an_ensemble(client: Client, zed: User, three: list[Run]) -> None:
     client.force_login(zed)
     assert client.get(three[1].get_absolute_url()).status_code == 404
