@@ -18,7 +18,7 @@ from training.rlhf import criteria, evaluation, loading, preflight, recipe, rend
 from training.rlhf.config import ConfigError, RunConfig  # noqa: E402
 from training.rlhf.failures import Refused  # noqa: E402
 from training.rlhf.rated import joined  # noqa: E402
-from training.rlhf.run_dir import ProgressWriter, RunDir  # noqa: E402
+from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl  # noqa: E402
 from training.rlhf.sampling import Sampled  # noqa: E402
 from training.rlhf.single_rows import read_ratings  # noqa: E402
 
@@ -124,7 +124,11 @@ def test_comparisons_and_ratings_resume_to_the_same_weights(tmp_path: Path, tiny
     """Also the heads and their cut points."""
     short = {"epochs": 1.0, "save_every": 4}
     whole = rated_run(tmp_path / "whole", tiny_policy, pairs=8, training=short)
-    trained(whole)
+    found = trained(whole)
+    kept = list(read_jsonl(whole.path / "scores.jsonl"))  # what an ensemble is measured by
+    assert [row["table"] for row in kept] == ["pairs"] + ["ratings"] * 24
+    assert kept[0]["comparisons"] == [[0, 1, 1.0]] and len(kept[0]["scores"]) == 2
+    assert found["scores"]["n"] == 26 and found["scores"]["std"] > 0
     halves = rated_run(tmp_path / "halves", tiny_policy, pairs=8, training=short)
     config = RunConfig.load(halves.config)
     recipe.train(halves, config, ProgressWriter(halves))
