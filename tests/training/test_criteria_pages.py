@@ -6,8 +6,9 @@ from django.urls import reverse
 
 from labeling.models import PreferenceDataset, Project
 from tests.training.run_pages import manager, put_in
-from tests.training.test_methods import judged, post
+from tests.training.test_methods import judged, post, reward_model_on
 from training.models import Run
+from training.views.curves import curves_of
 
 __all__ = ["judged", "manager"]  # fixtures
 
@@ -38,3 +39,15 @@ def test_each_criterion_has_its_figures(manager: Client, project: Project, judge
     page = manager.get(run.get_absolute_url()).content.decode()
     for words in ("Each criterion by itself", "brief &lt;b&gt;", "0.61", "80 %", "75 %"):
         assert words in page, words
+
+
+def test_the_criteria_of_a_reward_model_are_lines_of_the_run_that_it_rewards(
+    manager: Client, project: Project, judged: PreferenceDataset
+) -> None:
+    model = reward_model_on(judged)
+    model.run.config = {"reward_learning": {"criteria": {"kind": 1.0, "brief": -0.5}}}
+    model.run.save()
+    post(manager, project, "rloo")
+    titles = {curve["title"]: curve["lines"] for curve in curves_of(Run.objects.latest("pk"))}
+    name = f"reward model {model.run_id}"
+    assert list(titles["Rewards one by one"]) == [name, f"{name} kind", f"{name} brief"]
