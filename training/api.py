@@ -10,13 +10,14 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from labeling.models import Policy, PreferenceDataset, Project
-from training import constitutional, runs
+from training import constitutional, ensembles, runs
 from training.ingredients import MAKING, OFFERED
 from training.mixtures import Mixed
 from training.models import Artifact, Run, RunDataset
 from training.rewards import reward_from
 from training.rlhf.method_settings import REWARD_KINDS
 from training.rlhf.mixture_settings import MOST_WEIGHT
+from training.rlhf.reward_options import MOST_MODELS
 
 METRICS_A_PAGE = 1000
 LARGEST_ID = 2**63 - 1
@@ -36,7 +37,7 @@ class RunSerializer(serializers.ModelSerializer[Run]):
         fields = [
             "id", "method", "state", "message", "step", "total_steps", "attempt", "config", "preflight",
             "evaluation", "dataset", "mixture", "policy", "constitution",
-            "made_dataset", "created_at", "started_at", "ended_at",
+            "made_dataset", "ensemble", "created_at", "started_at", "ended_at",
         ]  # fmt: skip
 
 
@@ -72,6 +73,7 @@ class RunInputSerializer(serializers.Serializer[Any]):
     """`config`: what differs from the defaults of a recipe, section by section, as a run shows it.
 
     A method that writes by a constitution takes no dataset, but the version of it, by default the newest.
+    `ensemble_size`: so many reward models that differ by seed; the first one is answered.
     """
 
     method = serializers.ChoiceField(choices=OFFERED)
@@ -83,6 +85,7 @@ class RunInputSerializer(serializers.Serializer[Any]):
     rewards = RewardInputSerializer(many=True, required=False)
     evaluators = RewardInputSerializer(many=True, required=False)
     config = serializers.DictField(required=False)
+    ensemble_size = serializers.IntegerField(default=1, min_value=1, max_value=MOST_MODELS)
     start_when_ready = serializers.BooleanField(default=True)
     then_next_round = serializers.BooleanField(default=False)
 
@@ -109,7 +112,9 @@ def run_list(request: Request, slug: str) -> Response:
         if listed := values.pop(role, []):
             values["config"] = {**values.get("config", {}), role: [_reward(project, one) for one in listed]}
     try:
-        run = runs.create_run(
+        run = ensembles.create(
+            size=values.pop("ensemble_size"),
+            config=values.pop("config", {}),
             project=project,
             dataset=get_object_or_404(PreferenceDataset, project=project, pk=values.pop("dataset")),
             policy=get_object_or_404(Policy, project=project, pk=values.pop("policy")),

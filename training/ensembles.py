@@ -18,8 +18,9 @@ from django.db import transaction
 
 from labeling.agreement import Outcome, win_rate
 from training.models import Run
+from training.rlhf.reward_options import MOST_MODELS
 from training.rlhf.run_dir import read_jsonl
-from training.runs import create_run
+from training.runs import RunRefused, create_run
 
 FILE = "ensemble.jsonl"
 SCORES = "scores.jsonl"
@@ -27,9 +28,14 @@ THIRDS = ("agree", "between", "disagree")
 
 
 def create(*, size: int, config: dict[str, Any], **parts: Any) -> Run:
-    """`size` runs that differ by their seed, the first of which is returned; one is an ordinary run."""
+    """`size` runs that differ by their seed, the first of which is returned; one is an ordinary run.
+
+    Raises RunRefused, also for several of anything but reward models.
+    """
     if size == 1:
         return create_run(config=config, **parts)
+    if parts.get("method") != Run.Method.REWARD_MODEL or not 1 < size <= MOST_MODELS:
+        raise RunRefused(f"An ensemble is of 2 to {MOST_MODELS} reward models.")
     seed = int(config.get("seed", 0))
     with transaction.atomic():
         runs = [

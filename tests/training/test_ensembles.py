@@ -84,7 +84,7 @@ def test_they_are_measured_when_the_last_is_complete_and_shown_on_each_page(
         assert "One of 3 that differ by seed" in page
         assert "standard deviations apart on a held-out completion" in page
     address = reverse("run_new", args=[project.slug])
-    form = manager.get(address, {"method": "ppo", "ensemble": str(three[0].pk)}).context["form"]
+    form = manager.get(f"{address}?method=ppo&ensemble={three[0].pk}").context["form"]
     assert sorted(form["ensemble_models"].value()) == [str(run.pk) for run in three]
     assert form.ensemble_open()
 
@@ -95,6 +95,18 @@ def test_a_lost_file_leaves_the_models_as_they_are(three: list[Run]) -> None:
     ensembles.measure(three[2])
     three[0].refresh_from_db()
     assert three[0].evaluation == {}
+
+
+def test_a_program_may_make_one_too_but_of_nothing_else(
+    manager: Client, project: Project, judged: PreferenceDataset
+) -> None:
+    given = {"dataset": judged.pk, "policy": project.current_policy_id, "ensemble_size": 2}
+    address = f"/api/v1/projects/{project.slug}/runs/"
+    answer = manager.post(address, given | {"method": "reward_model"}, content_type="application/json")
+    assert answer.status_code == 201, answer.content
+    assert answer.json()["ensemble"] == answer.json()["id"] and Run.objects.count() == 2
+    answer = manager.post(address, given | {"method": "dpo"}, content_type="application/json")
+    assert answer.status_code == 400 and Run.objects.count() == 2
 
 
 def test_strangers_do_not_see_an_ensemble(client: Client, zed: User, three: list[Run]) -> None:

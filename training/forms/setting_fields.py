@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from django import forms
 
 from training.forms.setting_words import CHOICES, OF_KINDS, words_of
+from training.forms.weights import WeightsField
 from training.rlhf.config import DRAWS_BY_VLLM, RunConfig
 from training.rlhf.methods import METHODS
 
@@ -98,6 +99,8 @@ def _field_of(setting: Setting, *, draws: bool) -> forms.Field:
     label, help_text = words_of(setting.section, setting.name, draws=draws)
     kind = get_type_hints(SECTIONS[setting.section])[setting.name]
     said: dict[str, Any] = {"label": label, "help_text": help_text}
+    if get_origin(kind) is dict:
+        return WeightsField(required=False, max_length=2000, **said)
     if get_origin(kind) is Literal:
         words = CHOICES.get(setting.key, {})
         return forms.ChoiceField(choices=[(v, words.get(v, v)) for v in get_args(kind)], **said)

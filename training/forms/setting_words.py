@@ -48,6 +48,14 @@ WORDS: dict[str, tuple[str, str]] = {
     "reward_learning.ranking_loss": ("Loss of rankings", ""),
     "reward_learning.rating_loss": ("Loss of ratings", "Ordinal keeps the order and learns the distances."),
     "reward_learning.rating_weight": ("Weight of a rating", "Beside a comparison's 1; 0 leaves ratings out."),
+    "reward_learning.criteria": (
+        "Criteria of ratings",
+        "Each with its weight in the reward: helpful 1, brief -0.5. Empty: the overall rating, or all alike.",
+    ),
+    "reward_learning.one_head_each": (
+        "A score for each criterion",
+        "Learnt apart and added up by their weights. Without: one score learns them all.",
+    ),
     "judge_audit.comparisons": ("Comparisons at most", "Held-out ones; each is asked in both orders."),
     "dpo.beta": (
         "Beta",

@@ -1,10 +1,10 @@
 """A reward model with a score for each criterion of its ratings; the reward is their weighted sum.
 
-While it learns its head has a row for each criterion: a rating moves its own row, a comparison all of them by
-their weights. A weighted sum of linear heads is a linear head, so what is stored is a reward model with one
-output, that anybody can load, and beside it `criteria.safetensors` with each criterion's own head by name.
+While it learns its head has a row for each criterion: a rating moves its own row, a comparison all of them
+by their weights. A weighted sum of linear heads is a linear head, so what is stored is a reward model with
+one output, that anybody can load, and beside it `criteria.safetensors` with the head of each by its name.
 
-Both kinds of model end in a linear layer: a causal LM in `score`, an encoder in its classifier's last one.
+Both kinds of model end in a linear layer: a causal LM in `score`, an encoder in the last of its classifier.
 """
 
 import json
@@ -90,11 +90,15 @@ def widen(model: Any, heads: Heads) -> None:
 
 
 def _last(model: Any) -> tuple[nn.Module, str, nn.Linear]:
-    """The linear layer that a classifier ends in: what holds it, its name there, and itself."""
+    """The linear layer that a classifier ends in: what holds it, its name there, and itself.
+
+    By its place and not by `num_labels`, which stays 1: TRL refuses a reward model with another number.
+    """
+    body = f"{model.base_model_prefix}."
     found = [
         (name, one)
         for name, one in model.named_modules()
-        if isinstance(one, nn.Linear) and one.out_features == model.config.num_labels
+        if isinstance(one, nn.Linear) and not name.startswith(body)
     ]
     if not found:
         raise Refused(
@@ -117,4 +121,3 @@ def _put(model: Any, weight: Tensor, bias: Tensor | None) -> None:
             fresh.bias.copy_(bias)
     fresh.train(head.training)
     setattr(parent, name, fresh)
-    model.config.num_labels = model.num_labels = len(weight)

@@ -40,7 +40,7 @@ from training.rlhf.model_files import causal_config
 from training.rlhf.progress import report
 from training.rlhf.rows import held_out
 from training.rlhf.rows.door import Message
-from training.rlhf.rows.rated import Rated, of_criterion, read_rated
+from training.rlhf.rows.rated import Rated, of_criterion, read_rated, weighed
 from training.rlhf.run_dir import (
     EXIT_REFUSED,
     ProgressWriter,
@@ -101,7 +101,7 @@ def evaluate_reward_model(run_dir: RunDir, config: RunConfig, progress: Progress
     split = len(scores) - len(rated)
     learnt_from = read_for_reward_model(run_dir, "train")
     found = figures.reward_figures(elements, scores[:split], learnt_from=learnt_from)
-    found["ratings"] = _by_ratings(run_dir, rated, scores[split:])
+    found["ratings"] = _by_ratings(run_dir, [weighed(one, wanted) for one in rated], scores[split:])
     margins = any(comparison.margin for element in elements for comparison in element.comparisons)
     found["criteria"] = _by_criterion(run_dir, heads, rated, columns[split:])
     found["scores"] = _spread(scores)

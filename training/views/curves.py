@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from training.models import Run
+from training.models import Artifact, Run
 from training.rlhf.held_out_figures import JUDGE
 from training.rlhf.methods import METHODS
 
@@ -250,6 +250,7 @@ def curves_of(run: Run) -> list[dict[str, Any]]:
     for reward in run.config.get("rewards") or []:
         if reward["kind"] == "gated":
             names += [f"{reward['name']} {part}" for part in ("helpfulness", "safety", "unsafe")]
+    names += _criteria(run)
     if METHODS[run.method].is_online and len(names) > 1:
         curves.insert(1, _one_by_one(names))
     if METHODS[run.method].is_online and KL in curves:
@@ -260,6 +261,21 @@ def curves_of(run: Run) -> list[dict[str, Any]]:
 
 def _ensembles(run: Run) -> list[dict[str, Any]]:
     return [one for one in run.config.get("rewards") or [] if one["kind"] == "ensemble"]
+
+
+def _criteria(run: Run) -> list[str]:
+    """Parts of the reward that are criteria of its reward models. A query where there are reward models."""
+    named = {
+        one["location"]: one["name"] for one in run.config.get("rewards") or [] if one["kind"] == "model"
+    }
+    if not named:
+        return []
+    found: list[str] = []
+    for model in Artifact.objects.filter(folder__in=named, run__project=run.project_id).select_related("run"):
+        learning = model.run.config.get("reward_learning") or {}
+        if learning.get("one_head_each", True):
+            found += [f"{named[model.folder]} {name}" for name in learning.get("criteria") or {}]
+    return found
 
 
 def _against_distance(watched: Iterable[str]) -> Curve:

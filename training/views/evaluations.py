@@ -168,6 +168,37 @@ def _acceptable(found: Any) -> Acceptable | None:
     return Acceptable(**values, threshold=number_in(found, "from")) if values["n"] else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class CriterionFigures:
+    """How a reward model's own head for a criterion does on held-out ratings by it."""
+
+    name: str
+    share: float | None  # its weight in the reward
+    n: float | None
+    spearman: float | None
+    spearman_low: float | None
+    spearman_high: float | None
+    order: float | None  # of two completions of a prompt, how often the better rated one scores higher
+    f1: float | None  # of "acceptable"
+
+
+def criteria_figures(evaluation: dict[str, Any]) -> list[CriterionFigures]:
+    """None for a reward model with one score."""
+    found = evaluation.get("criteria")
+    if not isinstance(found, dict):
+        return []
+    names = ("share", "n", "spearman", "spearman_low", "spearman_high")
+    return [
+        CriterionFigures(
+            name=str(name),
+            order=number_in(one, "order", "accuracy"),
+            f1=number_in(one, "acceptable", "f1"),
+            **{key: number_in(one, key) for key in names},
+        )
+        for name, one in found.items()
+    ]
+
+
 def raters_agreement(dataset: PreferenceDataset) -> PairAgreement:
     """How often a rater is right by the others, on held-out tasks. Reads every label the first time."""
     key = f"rater-accuracy-{dataset.pk}-{dataset.digest}"

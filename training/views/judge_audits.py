@@ -87,15 +87,16 @@ def _by_strength(found: Any, raters: PairAgreement) -> Chart | None:
         return None
     strengths = sorted(int(key) for key in found if str(key).isdigit())
     ends = [(number_in(found, str(one), "low"), number_in(found, str(one), "high")) for one in strengths]
+    people = [raters.by_strength.get(strength, Share()).rate for strength in strengths]
+    series = [("judge", [number_in(found, str(strength), "rate") for strength in strengths])]
+    if any(rate is not None for rate in people):
+        series.append(("a rater, by the others", people))
     return grouped_bars(
         key="judge-by-strength",
         title="How often the judge is on people's side",
         x_label="how much better",
         y_label="same side",
         groups=[STRENGTHS.get(strength, "tie") for strength in strengths],
-        series=[
-            ("judge", [number_in(found, str(strength), "rate") for strength in strengths]),
-            ("a rater, by the others", [raters.by_strength.get(s, Share()).rate for s in strengths]),
-        ],
+        series=series,
         intervals=[(low, high) if low is not None and high is not None else None for low, high in ends],
     )

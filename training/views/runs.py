@@ -118,6 +118,7 @@ def _state_context(run: Run) -> dict[str, Any]:
         "rating_evaluation": evaluations.rating_evaluation(evaluation),
         "dataset_evaluation": mixtures.dataset_evaluation(run) if evaluation else None,
         "policy_figures": evaluations.policy_figures(evaluation),
+        "criteria": evaluations.criteria_figures(evaluation),
         "judge_audit": judge_audit(evaluation, run) if evaluation else None,
         "ensemble": ensemble_of(run),
         "verdicts": verdicts(evaluation, _artifact_of(run)) if evaluation else None,

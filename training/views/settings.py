@@ -5,6 +5,7 @@ from typing import Any
 from training.forms import combined, rewards
 from training.forms.setting_fields import sections_of
 from training.forms.setting_words import CHOICES, words_of
+from training.forms.weights import in_words
 from training.models import Artifact, Run
 from training.rlhf.config import upgraded
 from training.rlhf.methods import METHODS
@@ -115,6 +116,8 @@ def _value(section: str, name: str, value: Any) -> Any:
     """
     if value is None:
         return "where a GPU can"
+    if isinstance(value, dict):
+        return in_words(value) or "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str):

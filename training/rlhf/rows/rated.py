@@ -6,7 +6,7 @@ better than a mean does; otherwise all criteria alike. Standard library only.
 """
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,6 +78,24 @@ def of_criterion(rated: Iterable[Rated], name: str) -> list[tuple[int, Rated]]:
             rating = one.ratings[one.criteria.index(plain(name))]
             found.append((place, replace(one, ratings=(rating,), criteria=(plain(name),))))
     return found
+
+
+def weighed(one: Rated, criteria: Mapping[str, float]) -> Rated:
+    """With one rating: the mean of its criteria by their weights, those of a negative one turned round 0.
+
+    >>> turn = [{"role": "user", "content": "x"}]
+    >>> one = Rated(line=1, prompt=turn, completion=turn, ratings=(5, 1), criteria=("kind", "brief"))
+    >>> weighed(one, {"Kind": 1.0, "brief": -0.5}).ratings
+    (3.0,)
+    """
+    weights = {plain(name): weight for name, weight in criteria.items()}
+    if not weights:
+        return one
+    mine = [weights[name] for name in one.criteria]
+    mean = sum(weight * rating for weight, rating in zip(mine, one.ratings, strict=True)) / sum(
+        map(abs, mine)
+    )
+    return replace(one, ratings=(mean,), criteria=("weighed",))
 
 
 def _element(group: list[Rating], *, all_count: bool) -> Rated:
