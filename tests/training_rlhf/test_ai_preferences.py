@@ -150,11 +150,11 @@ def test_a_judge_that_does_not_answer_is_refused_before_the_start(make_run: Make
     assert "HTTP 500 on fire" in report["errors"][0]["what"]
     server.answer = prefers("e")
     report = preflight.check(run_dir, RunConfig.load(run_dir.config))
-    assert (report["ok"], report["warnings"]) == (True, [])
+    assert report["ok"] and not any("the judge said" in one for one in report["warnings"])
     server.answer = lambda body: "Gladly: A!"
     report = preflight.check(run_dir, RunConfig.load(run_dir.config))
     assert report["ok"]
-    assert "the judge said “Gladly: A!”" in report["warnings"][0]
+    assert any("the judge said “Gladly: A!”" in one for one in report["warnings"])
 
 
 @pytest.mark.parametrize(
