@@ -182,7 +182,7 @@ def test_dpo_on_ai_preferences_moves_towards_what_the_judge_prefers(
     assert done.returncode == 0, done.stdout
     pairs = [pair for row in rows_of(run_dir) if row["split"] == "train" and (pair := as_pair(row))]
     assert len(pairs) > 15
-    learns = make_run("dpo", model=policy, training=FAST | {"epochs": 10})
+    learns = make_run("dpo", model=policy, dpo={"sft_weight": 1.0}, training=FAST | {"epochs": 10})
     write_rows(learns.data / "pairs.train.jsonl", pairs)
     recipe.train(learns, RunConfig.load(learns.config), ProgressWriter(learns))
     before, after = (kindness_of(folder) for folder in (policy, str(learns.model)))
