@@ -8,6 +8,7 @@ from django.http import HttpRequest
 
 from labeling.models import (
     Assignment,
+    Collection,
     Completion,
     Import,
     Label,
@@ -126,6 +127,13 @@ class SkipAdmin(ReadOnly):
 @admin.register(PreferenceDataset)
 class PreferenceDatasetAdmin(ReadOnly):
     list_display = ["name", "project", "rule", "digest", "created_at"]
+    list_select_related = ["project"]
+
+
+@admin.register(Collection)
+class CollectionAdmin(ReadOnly):
+    list_display = ["name", "kind", "project", "rows", "created_at"]
+    list_filter = ["kind"]
     list_select_related = ["project"]
 
 

@@ -1,11 +1,13 @@
 """Demonstrations, single judgements and texts: from a file into a frozen dataset, and what is refused."""
 
 import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.core.management import CommandError, call_command
 from django.test import Client
 from django.urls import reverse
 
@@ -241,3 +243,14 @@ def test_a_manager_freezes_what_a_file_brought_in(
     assert "demonstrations/train.jsonl" in shown or "demonstrations/test.jsonl" in shown
     assert "Imported" in shown
     assert "Majority" not in shown
+
+
+def test_the_command_exports_what_a_file_brought_in(project: Project, tmp_path: Path) -> None:
+    bring(project, tmp_path, lines(DEMONSTRATION), "shown.jsonl")
+    out = tmp_path / "out"
+    call_command(
+        "export_preferences", project=project.slug, files=["shown.jsonl"], output=out, stdout=StringIO()
+    )
+    assert set(json.loads((out / "manifest.json").read_text())["tables"]) == {"demonstrations", "prompts"}
+    with pytest.raises(CommandError, match="No file other"):
+        call_command("export_preferences", project=project.slug, files=["other.jsonl"], output=tmp_path / "x")

@@ -9,7 +9,7 @@ from django.test import Client
 from django.urls import reverse
 
 from labeling import datasets
-from labeling.models import Assignment, Policy, PreferenceDataset, Project, Round
+from labeling.models import Assignment, Collection, Policy, PreferenceDataset, Project, Round
 from tests import factories
 from tests.labeling.judged import compared_round, make_prompt, make_round, make_task, vote
 from tests.training.stage import make_starter
@@ -85,6 +85,13 @@ def test_a_project_that_is_set_up_opens_its_first_round(project: Project) -> Non
     make_prompt(project, "Tell me a story.")
     factories.make_protocol(project)
     assert next_of(project).url == reverse("round_new", args=[project.slug])
+
+
+def test_what_a_file_brought_in_is_frozen_next(project: Project) -> None:
+    make_prompt(project, "Tell me a story.")
+    factories.make_protocol(project)
+    Collection.objects.create(project=project, kind="demonstrations", name="shown.jsonl")
+    assert next_of(project).url == reverse("dataset_new", args=[project.slug])
 
 
 def test_an_open_round_is_judged(project: Project, judged: Round) -> None:

@@ -238,6 +238,12 @@ def _learn(story: Story) -> Action | None:
     turn = story.turns[-1] if story.turns else Turn(round=None)
     of_people = [s for s in turn.datasets if s.dataset.source != PreferenceDataset.Source.AI]
     steps = of_people if turn.round else turn.datasets
+    if turn.round is None and not steps and story.project.collections.exists():
+        return Action(
+            "Freeze a dataset",
+            "What files brought in can be learnt from once it is frozen.",
+            reverse("dataset_new", args=[slug]),
+        )
     if turn.round is None and not steps:
         return Action(
             "Open the first round",

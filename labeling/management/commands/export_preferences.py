@@ -2,6 +2,7 @@
 
 manage.py export_preferences --dataset "Round 1" --project Stories --output exported/
 manage.py export_preferences --project Stories --rounds 1 2 --rule majority --output exported/
+manage.py export_preferences --project Stories --files shown.jsonl --output exported/
 """
 
 import json
@@ -15,7 +16,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from labeling.datasets import DamagedDataset, FreezeError, folder_of, freeze, verify
-from labeling.models import PreferenceDataset, Project, Round
+from labeling.models import Collection, PreferenceDataset, Project, Round
 
 
 class Command(BaseCommand):
@@ -32,6 +33,9 @@ class Command(BaseCommand):
             type=int,
             metavar="N",
             help="freeze these rounds (default: every closed one)",
+        )
+        parser.add_argument(
+            "--files", nargs="+", metavar="NAME", help="freeze the examples that these files brought in, too"
         )
         parser.add_argument(
             "--rule", choices=PreferenceDataset.Rule.values, help="freeze by this rule (default: majority)"
@@ -89,13 +93,24 @@ def _wanted(options: dict[str, Any]) -> PreferenceDataset:
     """The dataset that is named; frozen now when rounds or a rule are given, or no name is."""
     project = _project(options["project"]) if options["project"] else None
     name = options["dataset"]
-    if name and not (options["rounds"] or options["rule"]):
+    if name and not (options["rounds"] or options["rule"] or options["files"]):
         return _frozen(name, project)
     if project is None:
         raise CommandError("Name the project with --project, or a frozen dataset with --dataset.")
-    rounds = _rounds(project, options["rounds"])
+    files = _collections(project, options["files"] or [])
+    rounds = [] if files and not options["rounds"] else _rounds(project, options["rounds"])
     rule = options["rule"] or PreferenceDataset.Rule.MAJORITY
-    return freeze(project=project, rounds=rounds, rule=rule, name=name or _free_name(project, rounds))
+    name = name or _free_name(project, rounds, files)
+    return freeze(project=project, rounds=rounds, collections=files, rule=rule, name=name)
+
+
+def _collections(project: Project, names: list[str]) -> list[Collection]:
+    """What the newest import of each file brought in."""
+    found = {one.name: one for one in project.collections.order_by("pk")}
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise CommandError(f"No file {', '.join(missing)} brought examples into {project}.")
+    return [found[name] for name in dict.fromkeys(names)]
 
 
 def _project(name: str) -> Project:
@@ -128,10 +143,10 @@ def _rounds(project: Project, numbers: list[int] | None) -> list[Round]:
     return list(rounds.values())
 
 
-def _free_name(project: Project, rounds: list[Round]) -> str:
+def _free_name(project: Project, rounds: list[Round], files: list[Collection]) -> str:
     """ "Rounds 1, 2", or "Rounds 1, 2 (2)" when that is taken."""
     numbers = ", ".join(str(round.number) for round in rounds)
-    base = f"Round{'s' if len(rounds) > 1 else ''} {numbers}"[:100]
+    base = f"Round{'s' if len(rounds) > 1 else ''} {numbers}"[:100] if rounds or not files else str(files[0])
     taken = set(PreferenceDataset.objects.filter(project=project).values_list("name", flat=True))
     name, count = base, 1
     while name in taken:
