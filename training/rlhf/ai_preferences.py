@@ -1,6 +1,6 @@
 """AI preferences: two completions for each prompt, judged by a constitution (2212.08073, section 4.1).
 
-Each pair is asked about by one principle or several, each in both orders (training.rlhf.judge). An answer
+Each pair is asked about by one principle or several, each in both orders (training.rlhf.reward_kinds.judge). An answer
 that is no answer, and a choice that follows the place, are counted apart and never a preference. What is
 left is a vote for each principle; their mean is `p`, and without a vote there is no pair. All that was
 written and said is in `judged.jsonl` of the run folder.
@@ -9,13 +9,14 @@ written and said is in `judged.jsonl` of the run folder.
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
-from training.rlhf import constitution, drafts, judge, judge_voices, made_data
+from training.rlhf import constitution, drafts, made_data
 from training.rlhf.config import RunConfig
 from training.rlhf.constitution import Constitution
-from training.rlhf.judge import Verdict, Voice
 from training.rlhf.made_data import Asked, Text, Writer
 from training.rlhf.progress import report
 from training.rlhf.rendering import Messages
+from training.rlhf.reward_kinds import judge, judge_voices
+from training.rlhf.reward_kinds.judge import Verdict, Voice
 from training.rlhf.reward_options import is_address
 from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl, write_json
 

@@ -11,15 +11,17 @@ from typing import Any, NamedTuple, TypedDict
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.rlhf import constitution, estimate, judge, judge_voices, loading, rendering, sampling
+from training.rlhf import constitution, loading, rendering, sampling
+from training.rlhf.checks import estimate
 from training.rlhf.config import RunConfig, Sampling
 from training.rlhf.data import SPLITS, Split
-from training.rlhf.door import Message
 from training.rlhf.failures import Refused
 from training.rlhf.model_files import causal_config, positions
+from training.rlhf.reward_kinds import judge, judge_voices
 from training.rlhf.reward_options import is_address
+from training.rlhf.rows.door import Message
+from training.rlhf.rows.single_rows import PromptRow, read_prompts
 from training.rlhf.run_dir import Preflight, RunDir
-from training.rlhf.single_rows import PromptRow, read_prompts
 
 AT_ONCE = 32  # prompts between two lines of progress
 HELD_OUT_SHARE = 4  # of as many prompts to train on, one that is held out
@@ -72,7 +74,7 @@ class Writer:
         return [Text(text=one.text, finish=one.finish, tokens=one.tokens) for one in drawn]
 
     def answers(self, questions: Sequence[rendering.Messages]) -> list[str]:
-        """As a judge (training.rlhf.judge.Voice): without chance."""
+        """As a judge (training.rlhf.reward_kinds.judge.Voice): without chance."""
         calm = Sampling(
             temperature=0,
             max_new_tokens=self.config.ai_preferences.max_tokens,
