@@ -150,11 +150,11 @@ def test_a_judge_that_does_not_answer_is_refused_before_the_start(make_run: Make
     assert "HTTP 500 on fire" in report["errors"][0]["what"]
     server.answer = prefers("e")
     report = preflight.check(run_dir, RunConfig.load(run_dir.config))
-    assert (report["ok"], report["warnings"]) == (True, [])
+    assert report["ok"] and not any("the judge said" in one for one in report["warnings"])
     server.answer = lambda body: "Gladly: A!"
     report = preflight.check(run_dir, RunConfig.load(run_dir.config))
     assert report["ok"]
-    assert "the judge said “Gladly: A!”" in report["warnings"][0]
+    assert any("the judge said “Gladly: A!”" in one for one in report["warnings"])
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_dpo_on_ai_preferences_moves_towards_what_the_judge_prefers(
     assert done.returncode == 0, done.stdout
     pairs = [pair for row in rows_of(run_dir) if row["split"] == "train" and (pair := as_pair(row))]
     assert len(pairs) > 15
-    learns = make_run("dpo", model=policy, training=FAST | {"epochs": 10})
+    learns = make_run("dpo", model=policy, dpo={"sft_weight": 1.0}, training=FAST | {"epochs": 10})
     write_rows(learns.data / "pairs.train.jsonl", pairs)
     recipe.train(learns, RunConfig.load(learns.config), ProgressWriter(learns))
     before, after = (kindness_of(folder) for folder in (policy, str(learns.model)))

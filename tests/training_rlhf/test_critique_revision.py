@@ -166,6 +166,8 @@ def test_the_command_makes_the_rows_and_a_result(make_run: MakeRun) -> None:
     run_dir = make_constitutional(make_run, "critique_revision")
     checked = run_child(run_dir, "--preflight")
     assert checked.returncode == 0, checked.stdout
+    guess = json.loads(run_dir.preflight.read_text())["estimate"]
+    assert guess["steps"] == 9 and guess["seconds"] > 0 and guess["memory_bytes"] > 4 * guess["parameters"]
     done = run_child(run_dir)
     assert done.returncode == 0, done.stdout
     result = json.loads(run_dir.result.read_text())

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypedDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from training.rlhf import constitution, loading, rendering, sampling
+from training.rlhf.checks import estimate
 from training.rlhf.config import RunConfig, Sampling
 from training.rlhf.data import SPLITS, Split
 from training.rlhf.failures import Refused
@@ -144,14 +145,45 @@ def check(run_dir: RunDir, config: RunConfig) -> Preflight:
     elif config.ai_preferences.judge:
         loading.load_tokenizer(config.ai_preferences.judge)
         loading.check_weights(config.ai_preferences.judge, purpose="policy")
+    guess = _estimate(prompts, found, config, tokenizer)
+    if guess["memory_bytes"] > guess["memory_available_bytes"]:
+        needed, there = (guess[name] / 1e9 for name in ("memory_bytes", "memory_available_bytes"))
+        warnings.append(f"It may need {needed:.1f} GB of memory, and {there:.1f} GB are free.")
     return Preflight(
         ok=True,
         errors=[],
         warnings=warnings,
         rows={"prompts": prompts.rows},
         template={"hash": rendering.template_hash(tokenizer)},
-        estimate={},
+        estimate=guess,
     )
+
+
+def _estimate(
+    prompts: Prompts,
+    found: constitution.Constitution,
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Any]:
+    """Of all that the policies write: answers, critiques and revisions, or pairs and what is said of them."""
+    new = config.sampling.max_new_tokens
+    batches: list[list[int]] = []
+    lengths = [int(_length(tokenizer, one.prompt)) for one in prompts.asked]
+    asks = max(_length(tokenizer, [{"role": "user", "content": one.critique}]) for one in found.principles)
+    for start in range(0, len(lengths), AT_ONCE):
+        chunk = lengths[start : start + AT_ONCE]
+        if config.method == "critique_revision":
+            one_round = [
+                [int(length + new + asks) for length in chunk],
+                [int(length + 2 * (new + asks)) for length in chunk],
+            ]
+            batches += [chunk, *one_round * config.critique_revision.rounds]
+            continue
+        batches.append([length for length in chunk for _ in range(2)])
+        if not is_address(config.ai_preferences.judge):
+            questions = 2 * config.ai_preferences.principles
+            batches.append([int(length + 2 * new + 2 * asks) for length in chunk for _ in range(questions)])
+    return estimate.of_writing(config, causal_config(config.model), batches=batches, steps=len(prompts.asked))
 
 
 def most_prompts(config: RunConfig) -> int:

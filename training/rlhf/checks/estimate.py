@@ -6,7 +6,7 @@ measured, a tenth of a second long. The evaluation is in it: for a large policy 
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import ceil
 from typing import Any
 
@@ -98,6 +98,40 @@ def of(
         "memory_bytes": int(memory),
         "memory_available_bytes": _available(),
         "disk": disk.need(config, model_config, weights, steps=steps)._asdict(),
+    }
+
+
+def of_writing(
+    config: RunConfig, model_config: PretrainedConfig, *, batches: Sequence[Sequence[int]], steps: int
+) -> dict[str, Any]:
+    """Memory and time of a run that only writes: of each batch, how many tokens stand before each text.
+
+    As if every text were as long as it may be. What a server takes to answer is not in it.
+    """
+    text, new = model_config.get_text_config(), config.sampling.max_new_tokens
+    parameters = trained_share.count(config, model_config).whole
+    stored = model_config.dtype if torch.cuda.is_available() else torch.float32
+    width = stored.itemsize if isinstance(stored, torch.dtype) else 4
+    tokens = sum(sum(batch) + new * len(batch) for batch in batches)
+    written = sum(ceil(len(batch) / config.sampling.batch_size) for batch in batches) * new
+    seconds = SECONDS_OF_START + written * text.num_hidden_layers * SECONDS_OF_A_LAYER
+    seconds += READING_OPERATIONS * parameters * tokens / (_measured_rate(bf16=width == 2) * USE_OF_PEAK)
+    heads = text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    cached = 2 * text.num_hidden_layers * head * (getattr(text, "num_key_value_heads", None) or heads)
+    at_once = min(max(map(len, batches)), config.sampling.batch_size)
+    longest = min(max(map(max, batches)) + new, positions(model_config))
+    memory = parameters * width + at_once * (longest * cached * width + 3 * 4 * text.vocab_size)
+    memory += 0 if torch.cuda.is_available() else PROCESS_BYTES
+    return {
+        "is_a_guess": True,
+        "device": _device_name(),
+        "parameters": parameters,
+        "steps": steps,
+        "tokens": tokens,
+        "seconds": round(seconds, 1),
+        "memory_bytes": int(memory),
+        "memory_available_bytes": _available(),
     }
 
 
