@@ -145,8 +145,9 @@ class DistillationTrainer(Checkpointed, Trainer):
     def longest_batch(self) -> dict[str, Any]:
         """The longest prompts, each with as long a completion as the student may come to write."""
         batch = super().longest_batch()
-        most = self.config.sampling.max_new_tokens if self.config.distillation.on_policy else 0
-        batch["completion_ids"] = [(ids * most)[: max(most, len(ids))] for ids in batch["completion_ids"]]
+        if self.config.distillation.on_policy:
+            most = self.config.sampling.max_new_tokens
+            batch["completion_ids"] = [(ids * most)[: max(most, len(ids))] for ids in batch["completion_ids"]]
         lengths = map(len, (p + c for p, c in zip(batch["prompt_ids"], batch["completion_ids"], strict=True)))
         return batch | {"shape": (len(batch["prompt_ids"]), max(lengths))}
 
