@@ -17,10 +17,10 @@ from tests.training_rlhf.test_encoders import save_encoder  # noqa: E402
 from training.rlhf import criteria, evaluation, loading, preflight, recipe, rendering, rewards, scoring  # noqa: E402
 from training.rlhf.config import ConfigError, RunConfig  # noqa: E402
 from training.rlhf.failures import Refused  # noqa: E402
-from training.rlhf.rated import joined  # noqa: E402
+from training.rlhf.rows.rated import joined  # noqa: E402
+from training.rlhf.rows.single_rows import read_ratings  # noqa: E402
 from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl  # noqa: E402
 from training.rlhf.sampling import Sampled  # noqa: E402
-from training.rlhf.single_rows import read_ratings  # noqa: E402
 
 WEIGHTS = {"Kind": 1.0, "brief": -0.5}
 

@@ -18,9 +18,10 @@ pytestmark = pytest.mark.training
 from tests.training_rlhf.conftest import pair_row, ranking_row  # noqa: E402
 from tests.training_rlhf.test_evaluation import run_folder  # noqa: E402
 from tests.training_rlhf.test_judge import Server, server, texts_of  # noqa: E402
-from training.rlhf import judge, judge_audit, preflight  # noqa: E402
+from training.rlhf import judge_audit, preflight  # noqa: E402
 from training.rlhf.config import ConfigError, RunConfig  # noqa: E402
 from training.rlhf.failures import Refused  # noqa: E402
+from training.rlhf.reward_kinds import judge  # noqa: E402
 from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl, write_json  # noqa: E402
 
 __all__ = ["server"]  # a fixture

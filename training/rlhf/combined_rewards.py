@@ -1,7 +1,7 @@
 """Several reward models as one part of a run's reward: an ensemble, or helpfulness gated by safety.
 
-Each model reads a completion as it would alone (training.rlhf.reward_models); here their scores become one
-number, and what is worth keeping of each beside it. The arithmetic is training.rlhf.ensemble's.
+Each model reads a completion as it would alone (training.rlhf.reward_kinds.reward_models); here their scores become one
+number, and what is worth keeping of each beside it. The arithmetic is training.rlhf.reward_kinds.ensemble's.
 """
 
 import re
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from training.rlhf import ensemble
 from training.rlhf.method_settings import RewardFunction
 from training.rlhf.rendering import Messages
-from training.rlhf.reward_models import ModelReward, evaluation_beside
+from training.rlhf.reward_kinds import ensemble
+from training.rlhf.reward_kinds.reward_models import ModelReward, evaluation_beside
 from training.rlhf.reward_options import EnsembleOptions, GatedOptions, beside, members, options_of
 from training.rlhf.sampling import Sampled
 

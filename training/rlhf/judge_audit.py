@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from training.rlhf import figures, judge, rewards
+from training.rlhf import rewards
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Element, Split, read_for_reward_model
 from training.rlhf.failures import Refused
+from training.rlhf.measures import figures
 from training.rlhf.progress import raise_if_stopped, report
 from training.rlhf.rendering import Messages
+from training.rlhf.reward_kinds import judge
 from training.rlhf.reward_options import JudgeOptions, options_of
 from training.rlhf.run_dir import Preflight, ProgressWriter, RunDir, read_jsonl, write_json
 
