@@ -12,7 +12,6 @@ pytest.importorskip("torch")
 from tests.training_rlhf.conftest import MakeRun, write_rows
 from training.rlhf import (
     distillation,
-    held_out,
     learners,
     loading,
     online_prompts,
@@ -27,6 +26,7 @@ from training.rlhf.failures import Refused
 from training.rlhf.method_settings import ConfigError
 from training.rlhf.model_files import causal_config
 from training.rlhf.prompt_parts import PromptParts, as_read, under, without
+from training.rlhf.rows import held_out
 from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl
 
 PARTS: dict[str, Any] = {

@@ -23,7 +23,7 @@ from training.rlhf import loading, rendering, sampling, serve
 from training.rlhf.config import Sampling
 from training.rlhf.failures import Refused
 from training.rlhf.prompt_parts import FILE, PromptParts, as_read
-from training.rlhf.serving import BadRequest, Server
+from training.rlhf.server.serving import BadRequest, Server
 
 HELLO = [{"role": "user", "content": "Say hello."}]
 CHAT = "/v1/chat/completions"

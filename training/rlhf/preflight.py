@@ -12,28 +12,19 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from training.rlhf import (
-    adapters,
-    estimate,
-    failures,
-    held_out,
-    learners,
-    loading,
-    prompt_parts,
-    rendering,
-    row_checks,
-    sampling,
-    served_sampling,
-)
+from training.rlhf import failures, learners, loading, prompt_parts, rendering, sampling, served_sampling
+from training.rlhf.checks import estimate
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Element, Row
-from training.rlhf.door import Message
-from training.rlhf.held_out import HeldOut
 from training.rlhf.methods import METHODS
 from training.rlhf.model_files import causal_config, positions, reward_config
 from training.rlhf.progress import Cancelled
+from training.rlhf.rows import held_out, row_checks
+from training.rlhf.rows.door import Message
+from training.rlhf.rows.held_out import HeldOut
 from training.rlhf.run_dir import EXIT_REFUSED, Preflight, RunDir, RunError, SampleRequest
 from training.rlhf.server_settings import ServedPolicy, is_address
+from training.rlhf.tuning_kinds import adapters
 
 
 def check(run_dir: RunDir, config: RunConfig) -> Preflight:

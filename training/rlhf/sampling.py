@@ -17,7 +17,7 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
-from training.rlhf import loading, prompt_parts, rendering, scoring, served_sampling, virtual_tokens
+from training.rlhf import loading, prompt_parts, rendering, scoring, served_sampling
 from training.rlhf.config import RunConfig, Sampling
 from training.rlhf.failures import Refused
 from training.rlhf.model_files import causal_config, positions
@@ -31,6 +31,7 @@ from training.rlhf.run_dir import (
     read_jsonl,
 )
 from training.rlhf.server_settings import ServedPolicy, is_address
+from training.rlhf.tuning_kinds import virtual_tokens
 
 _FIRST_STRETCH = 32  # tokens
 _SMALL = 10_000_000  # parameters

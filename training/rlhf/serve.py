@@ -128,7 +128,7 @@ def serve(
     import uvicorn
 
     from training.rlhf import loading
-    from training.rlhf.serving import Server
+    from training.rlhf.server.serving import Server
 
     tokenizer = loading.load_tokenizer(folder)
     model = loading.load_policy(folder, dtype=loading.serving_dtype(folder))

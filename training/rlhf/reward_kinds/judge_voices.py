@@ -2,7 +2,7 @@
 
 A server is asked until it answers (training.rlhf.chat_server); when it stays silent the run is refused, for a
 reward that is missing cannot be guessed. What it says that is no answer to the question is for
-training.rlhf.judge to read.
+training.rlhf.reward_kinds.judge to read.
 """
 
 import os
