@@ -16,9 +16,9 @@ from typing import Any
 
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Element, Split
-from training.rlhf.door import Message, rows_in
 from training.rlhf.failures import Refused
 from training.rlhf.mixture_settings import MAIN, WEIGHTED, MixedDataset
+from training.rlhf.rows.door import Message, rows_in
 from training.rlhf.run_dir import RunDir
 
 Read = Callable[[RunDir, RunConfig, Split], Mapping[str, list[Any]]]

@@ -10,13 +10,15 @@ from typing import Any, TypedDict
 
 import torch
 
-from training.rlhf import figures, fitting, held_out, learners, loading, mixture, rendering, scoring
+from training.rlhf import fitting, learners, loading, mixture, rendering, scoring
+from training.rlhf.checks.estimate import length_limit
 from training.rlhf.config import RunConfig
 from training.rlhf.data import SPLITS, Fitting, Row, Split, drop_too_long, read_for_reward_model
-from training.rlhf.estimate import length_limit
+from training.rlhf.measures import figures
+from training.rlhf.measures.perplexity import perplexity
 from training.rlhf.methods import METHODS
 from training.rlhf.mixture_settings import MAIN
-from training.rlhf.perplexity import perplexity
+from training.rlhf.rows import held_out
 from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl
 
 Figures = dict[str, float | None]
