@@ -190,6 +190,7 @@ def carry_out(run_dir: RunDir, config: RunConfig) -> None:
             evaluation_seconds=time.monotonic() - trained,
         )
         meter.note(result["cost"])
+        result["evaluation"] = {**result["evaluation"], "cost": result["cost"]}
     result["seconds"] = round(time.monotonic() - started, 2)
     progress.write("Complete")
     write_json(run_dir.result, result)
