@@ -47,7 +47,7 @@ def main() -> int:
 
     import datasets
 
-    from training.rlhf import figures
+    from training.rlhf.measures import figures
 
     datasets.disable_progress_bars()
     pairs = held_out_pairs(random.Random("held out"))

@@ -215,7 +215,7 @@ def prepare(where: Path, *, policy: Path, reward: Path, options: argparse.Namesp
 
 
 def our_side(where: Path) -> None:
-    from training.rlhf import loading, ppo, rewards  # noqa: F401  imports belong to the floor
+    from training.rlhf import ppo
 
     run_dir = RunDir(where)
     floor = rss()

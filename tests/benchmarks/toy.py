@@ -216,7 +216,7 @@ class TargetWord:
     """Rewards of online methods: 1 for a completion that says the word."""
 
     def score(self, prompts: Sequence[Any], samples: Sequence[Any]) -> Any:
-        from training.rlhf.reward_interface import RewardBatch
+        from training.rlhf.reward_kinds.reward_interface import RewardBatch
 
         found = [float(says_target(one.text)) for one in samples]
         return RewardBatch(total=found, parts={"target": found})

@@ -397,7 +397,7 @@ def test_looking_at_a_button_moves_nothing(action: str, manager: Client, run: Ru
 @pytest.mark.training
 def test_the_page_reads_what_the_evaluation_writes(manager: Client, project: Project, ann: User) -> None:
     """Both sides by their own code: a name that only one of them knows would leave a gap on the page."""
-    figures_of = pytest.importorskip("training.rlhf.figures")
+    figures_of = pytest.importorskip("training.rlhf.measures.figures")
     from training.rlhf.data import Comparison, Element
 
     elements = [

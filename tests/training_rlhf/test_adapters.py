@@ -15,10 +15,11 @@ import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel  # noqa: E402
 
 from tests.training_rlhf.conftest import MakeRun, write_run  # noqa: E402
-from training.rlhf import loading, preflight, recipe, rendering, sampling, scoring, virtual_tokens  # noqa: E402
+from training.rlhf import loading, preflight, recipe, rendering, sampling, scoring  # noqa: E402
 from training.rlhf.config import RunConfig, Sampling  # noqa: E402
 from training.rlhf.model_files import ModelRefused, positions  # noqa: E402
 from training.rlhf.run_dir import ProgressWriter, RunDir  # noqa: E402
+from training.rlhf.tuning_kinds import virtual_tokens  # noqa: E402
 from training.rlhf.tuning_settings import BESIDE_THE_WEIGHTS, PROMPTS, VIRTUAL_TOKENS  # noqa: E402
 
 SHORT = {"max_steps": 2, "learning_rate": 1e-2, "warmup_ratio": 0.0}

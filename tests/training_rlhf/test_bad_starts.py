@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from tests.training_rlhf.conftest import MakeRun  # noqa: E402
 from tests.training_rlhf.test_judge import Server, judge_at, server  # noqa: E402, F401
-from training.rlhf import finite, fitting, judge, preflight, recipe  # noqa: E402
+from training.rlhf import finite, fitting, preflight, recipe  # noqa: E402
 from training.rlhf.__main__ import settled  # noqa: E402
 from training.rlhf.config import RunConfig  # noqa: E402
 from training.rlhf.failures import Refused  # noqa: E402
+from training.rlhf.reward_kinds import judge  # noqa: E402
 from training.rlhf.run_dir import ProgressWriter, RunDir  # noqa: E402
 
 GROUPS = {"rloo": {"completions_per_prompt": 2}, "grpo": {"completions_per_prompt": 2}}

@@ -8,7 +8,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from training.rlhf.divergence import generalised_jsd
+from training.rlhf.losses.divergence import generalised_jsd
 
 BETAS = [0.0, 0.3, 0.5, 1.0]
 

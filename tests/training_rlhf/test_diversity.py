@@ -9,8 +9,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from training.rlhf import diversity, forgetting, loading
-from training.rlhf.diversity import distinct_ngrams, length_controlled_win_rate
+from training.rlhf import loading
+from training.rlhf.measures import diversity, forgetting
+from training.rlhf.measures.diversity import distinct_ngrams, length_controlled_win_rate
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:

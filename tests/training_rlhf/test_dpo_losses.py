@@ -26,8 +26,8 @@ from tests.training_rlhf.learning import (  # noqa: E402
 from training.rlhf import dpo, fitting, loading  # noqa: E402
 from training.rlhf.config import ConfigError, RunConfig  # noqa: E402
 from training.rlhf.data import read_for_dpo  # noqa: E402
+from training.rlhf.losses.preference_loss import comparison_loss, hinge_loss, ipo_loss, robust_loss  # noqa: E402
 from training.rlhf.method_settings import Dpo  # noqa: E402
-from training.rlhf.preference_loss import comparison_loss, hinge_loss, ipo_loss, robust_loss  # noqa: E402
 from training.rlhf.run_dir import ProgressWriter, RunDir  # noqa: E402
 
 LOSSES: dict[str, dict[str, Any]] = {

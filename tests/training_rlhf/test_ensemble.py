@@ -9,8 +9,9 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.training
 
 from tests.training_rlhf.conftest import pair_row, save_tiny_policy  # noqa: E402
-from training.rlhf import ensemble, loading, scoring  # noqa: E402
+from training.rlhf import loading, scoring  # noqa: E402
 from training.rlhf.failures import Refused  # noqa: E402
+from training.rlhf.reward_kinds import ensemble  # noqa: E402
 
 SCORES = torch.tensor([[1.0, 2.0, 0.0], [3.0, 2.0, 6.0]])  # two models, three items
 

@@ -13,10 +13,12 @@ import transformers  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 
 from tests.training_rlhf.conftest import MakeRun, write_rows  # noqa: E402
-from training.rlhf import estimate, preflight, trained_share  # noqa: E402
+from training.rlhf import preflight  # noqa: E402
+from training.rlhf.checks import estimate  # noqa: E402
 from training.rlhf.config import RunConfig, Training, Tuning  # noqa: E402
 from training.rlhf.model_files import causal_config  # noqa: E402
 from training.rlhf.run_dir import RunDir  # noqa: E402
+from training.rlhf.tuning_kinds import trained_share  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

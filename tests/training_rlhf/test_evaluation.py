@@ -13,11 +13,13 @@ pytest.importorskip("torch")
 import torch
 
 from tests.training_rlhf.conftest import pair_row, rating_row, save_tiny_policy
-from training.rlhf import evaluation, figures, held_out, loading, progress, rating_head, scoring
+from training.rlhf import evaluation, loading, progress, rating_head, scoring
 from training.rlhf.config import RunConfig, Sampling
 from training.rlhf.failures import Refused
+from training.rlhf.measures import figures
 from training.rlhf.method_settings import RewardLearning
 from training.rlhf.model_files import causal_config
+from training.rlhf.rows import held_out
 from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl
 
 pytestmark = pytest.mark.training

@@ -10,8 +10,8 @@ pytest.importorskip("torch")
 
 import torch
 
-from training.rlhf import figures
 from training.rlhf.data import Comparison, Element
+from training.rlhf.measures import figures
 
 pytestmark = pytest.mark.training
 

@@ -13,9 +13,10 @@ import pytest
 pytest.importorskip("torch")
 pytestmark = pytest.mark.training
 
-from training.rlhf import judge, judge_voices, progress  # noqa: E402
+from training.rlhf import progress  # noqa: E402
 from training.rlhf.failures import Refused  # noqa: E402
 from training.rlhf.method_settings import RewardFunction  # noqa: E402
+from training.rlhf.reward_kinds import judge, judge_voices  # noqa: E402
 
 PROMPT = [{"role": "user", "content": "Say hello."}]
 Answer = Callable[[dict[str, Any]], Any]

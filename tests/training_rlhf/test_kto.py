@@ -30,10 +30,10 @@ from tests.training_rlhf.learning import (  # noqa: E402
 from training.rlhf import kto, loading, tuning  # noqa: E402
 from training.rlhf.config import RunConfig  # noqa: E402
 from training.rlhf.failures import Refused  # noqa: E402
+from training.rlhf.losses.unpaired_loss import kl_estimate, kto_loss  # noqa: E402
 from training.rlhf.method_settings import Kto  # noqa: E402
+from training.rlhf.rows.single_rows import Unpaired  # noqa: E402
 from training.rlhf.run_dir import RunDir  # noqa: E402
-from training.rlhf.single_rows import Unpaired  # noqa: E402
-from training.rlhf.unpaired_loss import kl_estimate, kto_loss  # noqa: E402
 
 
 def judged(number: int, **columns: Any) -> dict[str, Any]:

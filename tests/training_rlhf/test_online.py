@@ -21,9 +21,9 @@ from training.rlhf.config import RunConfig  # noqa: E402
 from training.rlhf.failures import Refused  # noqa: E402
 from training.rlhf.online import PromptSampler  # noqa: E402
 from training.rlhf.progress import Cancelled  # noqa: E402
+from training.rlhf.rows.single_rows import PromptRow  # noqa: E402
 from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl  # noqa: E402
 from training.rlhf.scoring import completion_logprobs  # noqa: E402
-from training.rlhf.single_rows import PromptRow  # noqa: E402
 
 METHODS = {"rloo": rloo, "grpo": grpo}
 VOWELS = {"name": "vowels", "kind": "regex", "options": {"pattern": "[aeiou]", "mode": "count", "most": 20}}

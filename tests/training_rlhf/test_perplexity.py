@@ -14,9 +14,9 @@ import torch  # noqa: E402
 
 from tests.training_rlhf.learning import answered  # noqa: E402
 from training.rlhf import loading, rendering  # noqa: E402
-from training.rlhf import perplexity as perplexity_module  # noqa: E402
-from training.rlhf.perplexity import figures, perplexity  # noqa: E402
-from training.rlhf.single_rows import Demonstration, TextRow  # noqa: E402
+from training.rlhf.measures import perplexity as perplexity_module  # noqa: E402
+from training.rlhf.measures.perplexity import figures, perplexity  # noqa: E402
+from training.rlhf.rows.single_rows import Demonstration, TextRow  # noqa: E402
 
 
 def shown(number: int, text: str) -> Demonstration:

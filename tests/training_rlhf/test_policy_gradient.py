@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
-from training.rlhf import policy_gradient as pg
-from training.rlhf import token_logps
-from training.rlhf.policy_gradient import RunningScale
+from training.rlhf.losses import policy_gradient as pg
+from training.rlhf.losses import token_logps
+from training.rlhf.losses.policy_gradient import RunningScale
 
 MASK = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
 TOKENS = float(MASK.sum())

@@ -15,14 +15,15 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training_rlhf.conftest import MakeRun, in_bf16, stored_dtypes, write_rows
-from training.rlhf import loading, ppo, ppo_models, ppo_update, rollout, sampling, scoring
+from training.rlhf import loading, ppo, sampling, scoring
 from training.rlhf.config import RunConfig
 from training.rlhf.failures import Collapsed, Refused, explain
+from training.rlhf.losses.policy_gradient import RunningScale
 from training.rlhf.method_settings import ConfigError
-from training.rlhf.policy_gradient import RunningScale
-from training.rlhf.ppo_models import Models
+from training.rlhf.ppo_parts import ppo_models, ppo_update, rollout
+from training.rlhf.ppo_parts.ppo_models import Models
 from training.rlhf.rendering import Messages
-from training.rlhf.reward_interface import RewardBatch
+from training.rlhf.reward_kinds.reward_interface import RewardBatch
 from training.rlhf.run_dir import EXIT_CRASHED, ProgressWriter, RunDir, read_jsonl
 from training.rlhf.sampling import Sampled
 

@@ -20,13 +20,14 @@ from safetensors.torch import load_file
 
 from tests.training_rlhf.conftest import ROOT, MakeRun, environment
 from tests.training_rlhf.test_ppo import LORA, Letters, loaded, ppo_run, steps_of, train
-from training.rlhf import checkpoints, ppo, ppo_state, progress
+from training.rlhf import checkpoints, ppo, progress
 from training.rlhf.config import RunConfig
-from training.rlhf.policy_gradient import RunningScale
-from training.rlhf.ppo_state import State
+from training.rlhf.losses.policy_gradient import RunningScale
+from training.rlhf.ppo_parts import ppo_state
+from training.rlhf.ppo_parts.ppo_state import State
 from training.rlhf.progress import Cancelled
 from training.rlhf.rendering import Messages
-from training.rlhf.reward_interface import RewardBatch
+from training.rlhf.reward_kinds.reward_interface import RewardBatch
 from training.rlhf.run_dir import EXIT_CANCELLED, ProgressWriter, RunDir
 from training.rlhf.sampling import Sampled
 

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.training
 
-from training.rlhf.preference_loss import (  # noqa: E402
+from training.rlhf.losses.preference_loss import (  # noqa: E402
     comparison_loss,
     implicit_rewards,
     mean_over_elements,

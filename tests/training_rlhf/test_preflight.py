@@ -19,7 +19,8 @@ from tests.training_rlhf.conftest import (  # noqa: E402
     run_child,
     write_rows,
 )
-from training.rlhf import estimate, loading, preflight  # noqa: E402
+from training.rlhf import loading, preflight  # noqa: E402
+from training.rlhf.checks import estimate  # noqa: E402
 from training.rlhf.config import RunConfig  # noqa: E402
 from training.rlhf.run_dir import (  # noqa: E402
     EXIT_COMPLETE,

@@ -24,12 +24,13 @@ from tests.training_rlhf.learning import (  # noqa: E402
     trainer_for,
     trl_settings,
 )
-from training.rlhf import loading, perplexity, pretraining  # noqa: E402
+from training.rlhf import loading, pretraining  # noqa: E402
 from training.rlhf.config import RunConfig  # noqa: E402
 from training.rlhf.data import drop_too_long  # noqa: E402
 from training.rlhf.failures import Refused  # noqa: E402
+from training.rlhf.measures import perplexity  # noqa: E402
+from training.rlhf.rows.single_rows import TextRow, read_texts  # noqa: E402
 from training.rlhf.run_dir import RunDir  # noqa: E402
-from training.rlhf.single_rows import TextRow, read_texts  # noqa: E402
 
 _WORDS = ["tide", "moon", "shore", "wind", "keel", "rope"]
 

@@ -10,8 +10,8 @@ pytestmark = pytest.mark.training
 
 import torch  # noqa: E402
 
-from training.rlhf.preference_loss import comparison_loss  # noqa: E402
-from training.rlhf.ranking_loss import plackett_luce  # noqa: E402
+from training.rlhf.losses.preference_loss import comparison_loss  # noqa: E402
+from training.rlhf.losses.ranking_loss import plackett_luce  # noqa: E402
 
 SCORES = [0.3, -1.2, 2.0, 0.9]
 

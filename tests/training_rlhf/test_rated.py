@@ -15,9 +15,9 @@ from training.rlhf import rating_head, reward_model  # noqa: E402
 from training.rlhf.config import RunConfig  # noqa: E402
 from training.rlhf.data import read_pairs  # noqa: E402
 from training.rlhf.failures import Refused  # noqa: E402
-from training.rlhf.rated import Rated, joined, scale_of  # noqa: E402
+from training.rlhf.rows.rated import Rated, joined, scale_of  # noqa: E402
+from training.rlhf.rows.single_rows import read_ratings  # noqa: E402
 from training.rlhf.run_dir import RunDir  # noqa: E402
-from training.rlhf.single_rows import read_ratings  # noqa: E402
 
 
 def rated(*ratings: tuple[float, ...]) -> list[Rated]:

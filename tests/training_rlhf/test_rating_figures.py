@@ -10,9 +10,9 @@ import pytest
 pytest.importorskip("torch")
 pytestmark = pytest.mark.training
 
-from training.rlhf import rated as rated_rows  # noqa: E402
-from training.rlhf import rating_figures as figures  # noqa: E402
-from training.rlhf.rated import Rated  # noqa: E402
+from training.rlhf.measures import rating_figures as figures  # noqa: E402
+from training.rlhf.rows import rated as rated_rows  # noqa: E402
+from training.rlhf.rows.rated import Rated  # noqa: E402
 
 
 def rated(rating: float, *, prompt: str = "p", text: str = "x", rater: int | None = None) -> Rated:

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.training
 import torch  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from training.rlhf.rating_loss import (  # noqa: E402
+from training.rlhf.losses.rating_loss import (  # noqa: E402
     ordered,
     ordinal_loss,
     ordinal_probabilities,

@@ -16,8 +16,8 @@ from training.rlhf.failures import Refused  # noqa: E402
 from training.rlhf.model_files import causal_config  # noqa: E402
 from training.rlhf.progress import Cancelled  # noqa: E402
 from training.rlhf.rejection_sampling import DrawnRow, best, draw, figures  # noqa: E402
+from training.rlhf.rows.single_rows import read_prompts  # noqa: E402
 from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl  # noqa: E402
-from training.rlhf.single_rows import read_prompts  # noqa: E402
 
 VOWELS = {"name": "vowels", "kind": "regex", "options": {"pattern": "[aeiou]", "mode": "count"}}
 

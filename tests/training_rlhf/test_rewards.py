@@ -16,10 +16,11 @@ pytestmark = pytest.mark.training
 import torch  # noqa: E402
 
 from tests.training_rlhf.conftest import save_tiny_policy  # noqa: E402
-from training.rlhf import loading, rendering, reward_functions, rewards, sampling, scoring  # noqa: E402
+from training.rlhf import loading, rendering, rewards, sampling, scoring  # noqa: E402
 from training.rlhf.config import ConfigError, RunConfig, Sampling  # noqa: E402
 from training.rlhf.failures import Refused  # noqa: E402
 from training.rlhf.model_files import ModelRefused  # noqa: E402
+from training.rlhf.reward_kinds import reward_functions  # noqa: E402
 from training.rlhf.run_dir import write_json  # noqa: E402
 from training.rlhf.sampling import Sampled  # noqa: E402
 

@@ -22,7 +22,7 @@ from tests.training_rlhf.conftest import ROOT
 from training.rlhf import loading, rendering, sampling, serve
 from training.rlhf.config import Sampling
 from training.rlhf.failures import Refused
-from training.rlhf.serving import Server
+from training.rlhf.server.serving import Server
 
 HELLO = [{"role": "user", "content": "Say hello."}]
 CHAT = "/v1/chat/completions"

@@ -27,8 +27,8 @@ from tests.training_rlhf.learning import (  # noqa: E402
 )
 from training.rlhf import loading, rendering, sampling, sft, tuning  # noqa: E402
 from training.rlhf.config import RunConfig, Sampling  # noqa: E402
+from training.rlhf.rows.single_rows import Demonstration  # noqa: E402
 from training.rlhf.run_dir import RunDir  # noqa: E402
-from training.rlhf.single_rows import Demonstration  # noqa: E402
 
 
 def with_rows(folder: Path, train: Rows, test: Rows | None = None) -> RunDir:

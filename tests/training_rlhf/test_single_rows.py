@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from training.rlhf.failures import Refused
-from training.rlhf.single_rows import read_demonstrations, read_prompts, read_ratings, read_unpaired
+from training.rlhf.rows.single_rows import read_demonstrations, read_prompts, read_ratings, read_unpaired
 
 ASKED = {"prompt": [{"role": "user", "content": "Say hello."}]}
 ANSWERED = ASKED | {"completion": [{"role": "assistant", "content": "Hello."}]}

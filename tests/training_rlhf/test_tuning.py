@@ -19,7 +19,7 @@ from training.rlhf.data import read_for_dpo, read_for_reward_model  # noqa: E402
 from training.rlhf.failures import Refused  # noqa: E402
 from training.rlhf.model_files import causal_config  # noqa: E402
 from training.rlhf.run_dir import ProgressWriter, RunDir  # noqa: E402
-from training.rlhf.trained_share import count  # noqa: E402
+from training.rlhf.tuning_kinds.trained_share import count  # noqa: E402
 from training.rlhf.tuning_settings import BESIDE_THE_WEIGHTS, KINDS, PREFIXES, VIRTUAL_TOKENS  # noqa: E402
 
 BEGIN_AT_THE_BASE = [kind for kind in KINDS if kind not in VIRTUAL_TOKENS]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from training.rlhf.door import Message, Place, messages_of, number_of, rows_in, turns_of, weight_of
+from training.rlhf.rows.door import Message, Place, messages_of, number_of, rows_in, turns_of, weight_of
 from training.rlhf.run_dir import RunDir
 
 Split = Literal["train", "test"]

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 from training.rlhf import checkpoints
 from training.rlhf.config import RunConfig
 from training.rlhf.run_dir import RunDir, RunError
-from training.rlhf.trained_share import Weights
+from training.rlhf.tuning_kinds.trained_share import Weights
 
 FP32 = 4
 MOMENTS = 2 * FP32  # of AdamW
@@ -37,7 +37,7 @@ class Need(NamedTuple):
 
 
 def need(config: RunConfig, model_config: PretrainedConfig, weights: Weights, *, steps: int) -> Need:
-    """What the run folder will take beside what is in it. `weights`: those of training.rlhf.trained_share."""
+    """What the run folder will take beside what is in it. `weights`: those of training.rlhf.tuning_kinds.trained_share."""
     learnt = weights.trained
     if config.method == "ppo":  # the value model: an adapter of its own, or a whole body
         learnt += weights.trained if config.tuning.kind in PEFT_VALUE_HEADS else weights.whole

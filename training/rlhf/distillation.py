@@ -20,13 +20,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from training.rlhf import loading, rendering, sampling, scoring
 from training.rlhf.config import RunConfig
-from training.rlhf.divergence import generalised_jsd
-from training.rlhf.door import Message
 from training.rlhf.failures import Refused
 from training.rlhf.fitting import Checkpointed, settings
+from training.rlhf.losses.divergence import generalised_jsd
 from training.rlhf.progress import raise_if_stopped
+from training.rlhf.rows.door import Message
+from training.rlhf.rows.single_rows import PromptRow
 from training.rlhf.run_dir import RunDir, RunError, read_jsonl
-from training.rlhf.single_rows import PromptRow
 from training.rlhf.tuning import make_ready, peft_config, prepare, without_dropout
 
 WHILE_MADE = "The teacher writes"

@@ -4,7 +4,7 @@ TRL's trainer, with what people said about each pair: how strongly they preferre
 sigmoid, 2402.10571), how much the row counts (a weight), and how sure they are (a soft label; a tie is 0.5).
 On request a negative log-likelihood on the chosen completion keeps its probability from falling (2404.19733,
 equation 1). Where all of that is neutral, the losses are TRL's own (tests/training_rlhf/test_dpo.py). Other
-losses than the sigmoid read margin and label as training.rlhf.preference_loss says.
+losses than the sigmoid read margin and label as training.rlhf.losses.preference_loss says.
 
 The reference's log-probabilities are computed once, before training: 6 instead of 8 operations for a
 parameter and token in each further epoch, and no second model in memory.
@@ -24,8 +24,7 @@ from training.rlhf import rendering
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Element, Split, read_pairs
 from training.rlhf.fitting import Checkpointed, settings
-from training.rlhf.method_settings import Dpo
-from training.rlhf.preference_loss import (
+from training.rlhf.losses.preference_loss import (
     comparison_loss,
     hinge_loss,
     implicit_rewards,
@@ -35,8 +34,9 @@ from training.rlhf.preference_loss import (
     robust_loss,
     share_above,
 )
+from training.rlhf.method_settings import Dpo
 from training.rlhf.reference import ReferenceFirst
-from training.rlhf.row_checks import comparison_errors
+from training.rlhf.rows.row_checks import comparison_errors
 from training.rlhf.run_dir import RunDir, RunError
 from training.rlhf.tuning import make_ready, peft_config, prepare, without_dropout
 

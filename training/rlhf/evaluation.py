@@ -16,29 +16,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from training.rlhf import (
-    failures,
-    figures,
-    held_out,
-    learners,
-    loading,
-    rating_figures,
-    rating_head,
-    rendering,
-    sampling,
-    scoring,
-)
+from training.rlhf import failures, learners, loading, rating_head, rendering, sampling, scoring
 from training.rlhf.checkpoints import is_disk_full
+from training.rlhf.checks.estimate import length_limit
 from training.rlhf.config import RunConfig, Sampling
 from training.rlhf.data import Row, drop_too_long, read_for_reward_model
-from training.rlhf.diversity import distinct_ngrams, length_controlled_win_rate
-from training.rlhf.door import Message
-from training.rlhf.estimate import length_limit
-from training.rlhf.forgetting import nats_on_fixed_text
+from training.rlhf.measures import figures, rating_figures
+from training.rlhf.measures.diversity import distinct_ngrams, length_controlled_win_rate
+from training.rlhf.measures.forgetting import nats_on_fixed_text
+from training.rlhf.measures.perplexity import perplexity
 from training.rlhf.model_files import causal_config
-from training.rlhf.perplexity import perplexity
 from training.rlhf.progress import report
-from training.rlhf.rated import Rated, read_rated
+from training.rlhf.rows import held_out
+from training.rlhf.rows.door import Message
+from training.rlhf.rows.rated import Rated, read_rated
 from training.rlhf.run_dir import (
     EXIT_REFUSED,
     ProgressWriter,

@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from training.rlhf import adapters, checkpoints, finite, lineage, loading, rehearsal
+from training.rlhf import checkpoints, finite, lineage, loading, rehearsal
 from training.rlhf.alarms import Alarms
 from training.rlhf.config import RunConfig, Training
 from training.rlhf.failures import Diverged, Refused
@@ -35,6 +35,7 @@ from training.rlhf.methods import METHODS
 from training.rlhf.progress import Cancelled, finishing_before_stop, report, stop_requested
 from training.rlhf.run_dir import ProgressWriter, RunDir, write_json
 from training.rlhf.tuning import round_by_chance, saved_dtype
+from training.rlhf.tuning_kinds import adapters
 from training.rlhf.tuning_settings import BESIDE_THE_WEIGHTS, Tuning
 
 TRAINED = "trained.safetensors"  # of a checkpoint
@@ -288,7 +289,7 @@ def save_model(
     """Write model/ whole, by rename: weights, tokenizer with its template, lineage.
 
     What can be merged is, in fp32, and rounded once, by chance: a merge into bf16, or worse NF4, rounds
-    learning away (transformers #31293). What cannot is stored beside the weights (training.rlhf.adapters).
+    learning away (transformers #31293). What cannot is stored beside the weights (training.rlhf.tuning_kinds.adapters).
     """
     draft = run_dir.path / "model.draft"
     for leftover in (draft, run_dir.model):

@@ -14,8 +14,8 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from training.rlhf.config import RunConfig
 from training.rlhf.online import OnlineTrainer, make_ready_to_draw, parts_of_trainer, shared_arguments
 from training.rlhf.online import check as check  # before the start (training.rlhf.learners)
+from training.rlhf.rows.single_rows import PromptRow
 from training.rlhf.run_dir import RunDir
-from training.rlhf.single_rows import PromptRow
 
 
 class GroupTrainer(OnlineTrainer, GRPOTrainer):

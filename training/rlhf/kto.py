@@ -21,19 +21,19 @@ from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference, KTOTrainer
 
 from training.rlhf import rendering
+from training.rlhf.checks.estimate import length_limit
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Split
-from training.rlhf.estimate import length_limit
 from training.rlhf.failures import Refused
 from training.rlhf.fitting import Checkpointed, GroupedByLength, settings
+from training.rlhf.losses.preference_loss import mean_over_elements
+from training.rlhf.losses.unpaired_loss import kl_estimate, kto_loss
 from training.rlhf.method_settings import Kto
-from training.rlhf.preference_loss import mean_over_elements
 from training.rlhf.reference import ReferenceFirst
+from training.rlhf.reward_kinds.verdicts import Verdicts, verdicts
+from training.rlhf.rows.single_rows import Unpaired, read_ratings, read_unpaired
 from training.rlhf.run_dir import RunDir, RunError
-from training.rlhf.single_rows import Unpaired, read_ratings, read_unpaired
 from training.rlhf.tuning import make_ready, peft_config, prepare, without_dropout
-from training.rlhf.unpaired_loss import kl_estimate, kto_loss
-from training.rlhf.verdicts import Verdicts, verdicts
 
 WHILE_MADE = "Computing the reference's log-probabilities"
 MOST_GOOD = 4 / 3  # of what good completions weigh, to 1 of what bad ones do; at least 1 (equation 8)

@@ -14,8 +14,8 @@ from training.rlhf import rewards
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Row, Split
 from training.rlhf.methods import METHODS
+from training.rlhf.rows.single_rows import read_prompts
 from training.rlhf.run_dir import ProgressWriter, RunDir, RunError
-from training.rlhf.single_rows import read_prompts
 
 
 class Learner(Protocol):

@@ -19,7 +19,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from training.rlhf import scoring
 from training.rlhf.config import RunConfig
 from training.rlhf.fitting import Checkpointed, settings
-from training.rlhf.preference_loss import mean_over_elements
+from training.rlhf.losses.preference_loss import mean_over_elements
 from training.rlhf.run_dir import RunDir
 from training.rlhf.tuning import make_ready, peft_config, prepare
 

@@ -23,9 +23,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from training.rlhf import adapters, finite, rendering, scoring
+from training.rlhf import finite, rendering, scoring
 from training.rlhf.model_files import ModelRefused as ModelRefused
 from training.rlhf.model_files import attempt, causal_config, checked_config, is_encoder, reward_config
+from training.rlhf.tuning_kinds import adapters
 
 _PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|vision_pad|>", "<unk>")
 
@@ -41,7 +42,7 @@ def load_policy(
 ) -> PreTrainedModel:
     """A causal LM from a folder or hub id, in evaluation mode. Join it with its tokenizer by `fit`.
 
-    Adapters that lie beside its weights are in it (training.rlhf.adapters).
+    Adapters that lie beside its weights are in it (training.rlhf.tuning_kinds.adapters).
     """
     config = checked_config(location)
     if any("SequenceClassification" in name for name in config.get("architectures") or []):

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from training.rlhf import checkpoints, held_out, online_rehearsal, sampling
+from training.rlhf import checkpoints, online_rehearsal, sampling
 from training.rlhf.config import RunConfig
 from training.rlhf.config import Sampling as SamplingSettings
 from training.rlhf.failures import Refused
@@ -29,9 +29,10 @@ from training.rlhf.methods import METHODS
 from training.rlhf.progress import Cancelled
 from training.rlhf.rendering import Messages
 from training.rlhf.rewards import NamedRewards, load_rewards
+from training.rlhf.rows import held_out
+from training.rlhf.rows.single_rows import PromptRow
 from training.rlhf.run_dir import RunDir, RunError
 from training.rlhf.sampling import Sampled
-from training.rlhf.single_rows import PromptRow
 from training.rlhf.tuning import make_ready, peft_config, prepare, without_dropout
 
 MISSING_EOS = "missing_eos"  # among the parts of a reward: -1 for a completion that was cut

@@ -4,13 +4,14 @@ import math
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from training.rlhf import held_out, rendering
+from training.rlhf import rendering
 from training.rlhf.config import RunConfig
-from training.rlhf.door import Message
 from training.rlhf.failures import Refused
 from training.rlhf.model_files import positions
+from training.rlhf.rows import held_out
+from training.rlhf.rows.door import Message
+from training.rlhf.rows.single_rows import PromptRow, read_prompts
 from training.rlhf.run_dir import RunDir
-from training.rlhf.single_rows import PromptRow, read_prompts
 
 
 def usable(

@@ -18,28 +18,18 @@ from typing import Any, NoReturn
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from training.rlhf import (
-    checkpoints,
-    fitting,
-    loading,
-    online_prompts,
-    policy_gradient,
-    ppo_models,
-    ppo_rehearsal,
-    ppo_state,
-    ppo_update,
-    rollout,
-    sampling,
-)
+from training.rlhf import checkpoints, fitting, loading, online_prompts, ppo_rehearsal, sampling
 from training.rlhf.config import RunConfig
-from training.rlhf.door import Message
 from training.rlhf.failures import Collapsed
+from training.rlhf.losses import policy_gradient
 from training.rlhf.model_files import causal_config
-from training.rlhf.ppo_models import Models
-from training.rlhf.ppo_state import State
+from training.rlhf.ppo_parts import ppo_models, ppo_state, ppo_update, rollout
+from training.rlhf.ppo_parts.ppo_models import Models
+from training.rlhf.ppo_parts.ppo_state import State
+from training.rlhf.ppo_parts.rollout import Rollout
 from training.rlhf.progress import Cancelled, finishing_before_stop, report, stop_requested
-from training.rlhf.reward_interface import Rewards
-from training.rlhf.rollout import Rollout
+from training.rlhf.reward_kinds.reward_interface import Rewards
+from training.rlhf.rows.door import Message
 from training.rlhf.run_dir import ProgressWriter, RunDir
 
 _NOTED = (*ppo_update.NOTED, "grad_norm")  # of each update

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from training.rlhf import online_rehearsal, ppo_update, rehearsal, rollout
+from training.rlhf import online_rehearsal, rehearsal
+from training.rlhf.ppo_parts import ppo_update, rollout
+from training.rlhf.ppo_parts.rollout import Rollout
 from training.rlhf.rehearsal import Batch
-from training.rlhf.rollout import Rollout
 
 if TYPE_CHECKING:
     from training.rlhf.ppo import Loop

@@ -12,26 +12,18 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from training.rlhf import (
-    adapters,
-    disk,
-    estimate,
-    failures,
-    held_out,
-    learners,
-    loading,
-    rendering,
-    row_checks,
-    sampling,
-)
+from training.rlhf import disk, failures, learners, loading, rendering, sampling
+from training.rlhf.checks import estimate
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Element, Row
-from training.rlhf.door import Message
-from training.rlhf.held_out import HeldOut
 from training.rlhf.methods import METHODS
 from training.rlhf.model_files import causal_config, positions, reward_config
 from training.rlhf.progress import Cancelled
+from training.rlhf.rows import held_out, row_checks
+from training.rlhf.rows.door import Message
+from training.rlhf.rows.held_out import HeldOut
 from training.rlhf.run_dir import EXIT_REFUSED, Preflight, RunDir, RunError
+from training.rlhf.tuning_kinds import adapters
 
 
 def check(run_dir: RunDir, config: RunConfig) -> Preflight:

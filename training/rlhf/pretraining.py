@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from training.rlhf import rendering
+from training.rlhf.checks.estimate import length_limit
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Split
-from training.rlhf.estimate import length_limit
 from training.rlhf.likelihood import Labelled, LikelihoodTrainer, trainer_of
+from training.rlhf.rows.single_rows import TextRow, read_texts
 from training.rlhf.run_dir import RunDir
-from training.rlhf.single_rows import TextRow, read_texts
 
 
 def tables(run_dir: RunDir, config: RunConfig, split: Split) -> dict[str, list[TextRow]]:

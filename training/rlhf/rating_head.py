@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from training.rlhf.failures import Refused
-from training.rlhf.rated import Rated, acceptable_from
-from training.rlhf.rating_loss import (
+from training.rlhf.losses.rating_loss import (
     ordered,
     ordinal_loss,
     ordinal_probabilities,
@@ -26,6 +25,7 @@ from training.rlhf.rating_loss import (
     starting_cut_points,
     unordered,
 )
+from training.rlhf.rows.rated import Rated, acceptable_from
 from training.rlhf.run_dir import write_json
 
 FILE = "rating_head.json"

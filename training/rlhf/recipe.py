@@ -9,15 +9,16 @@ import datasets
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from training.rlhf import adapters, evaluation, fitting, learners, loading, rendering, scoring
+from training.rlhf import evaluation, fitting, learners, loading, rendering, scoring
+from training.rlhf.checks.estimate import row_limit
 from training.rlhf.config import RunConfig
 from training.rlhf.data import SPLITS, Fitting, Row, Split, drop_too_long
-from training.rlhf.estimate import row_limit
 from training.rlhf.failures import Refused
 from training.rlhf.methods import METHODS
 from training.rlhf.progress import Cancelled, report
 from training.rlhf.run_dir import ProgressWriter, RunDir
 from training.rlhf.tuning import loaded_dtype, quantisation
+from training.rlhf.tuning_kinds import adapters
 
 datasets.disable_progress_bars()
 

@@ -23,7 +23,6 @@ from transformers.trainer_utils import IntervalStrategy
 
 from training.rlhf import (
     fitting,
-    held_out,
     likelihood,
     loading,
     online_prompts,
@@ -37,10 +36,11 @@ from training.rlhf.failures import Refused
 from training.rlhf.likelihood import Labelled
 from training.rlhf.model_files import causal_config
 from training.rlhf.progress import finishing_before_stop, raise_if_stopped, report
-from training.rlhf.reward_interface import Rewards
+from training.rlhf.reward_kinds.reward_interface import Rewards
 from training.rlhf.rewards import load_rewards
+from training.rlhf.rows import held_out
+from training.rlhf.rows.single_rows import Demonstration, PromptRow
 from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl
-from training.rlhf.single_rows import Demonstration, PromptRow
 from training.rlhf.tuning import loaded_dtype
 
 FILE = "drawn.jsonl"

@@ -2,9 +2,9 @@
 
 TRL's trainer knows pairs with a margin. Here one element of a batch may also be a ranking of K completions:
 all C(K, 2) comparisons are read in one forward pass of K texts and count as one element (InstructGPT,
-2203.02155, section 3.5), or the whole order is, by Plackett-Luce (training.rlhf.ranking_loss). Comparisons
+2203.02155, section 3.5), or the whole order is, by Plackett-Luce (training.rlhf.losses.ranking_loss). Comparisons
 carry margin, weight and a soft label (a tie is 0.5). Or it is one completion as one rater rated it, by
-ordered cut points on the same score or by regression (training.rlhf.rating_loss). Where all of that is
+ordered cut points on the same score or by regression (training.rlhf.losses.rating_loss). Where all of that is
 neutral, the losses are TRL's own (tests/training_rlhf/test_reward_model.py).
 
 The score is read at the last token of the same rendering that scores and RL read (training.rlhf.scoring); an
@@ -28,12 +28,12 @@ from training.rlhf.config import RunConfig
 from training.rlhf.data import Element, Split, read_pairs, read_rankings, without_pairs_of
 from training.rlhf.failures import Refused
 from training.rlhf.fitting import Checkpointed, settings
+from training.rlhf.losses.preference_loss import comparison_loss, mean_over_elements, share_above
+from training.rlhf.losses.ranking_loss import plackett_luce
 from training.rlhf.method_settings import RewardLearning
 from training.rlhf.model_files import is_encoder
-from training.rlhf.preference_loss import comparison_loss, mean_over_elements, share_above
-from training.rlhf.ranking_loss import plackett_luce
-from training.rlhf.rated import Rated, read_rated, scale_of
-from training.rlhf.row_checks import comparison_errors
+from training.rlhf.rows.rated import Rated, read_rated, scale_of
+from training.rlhf.rows.row_checks import comparison_errors
 from training.rlhf.run_dir import RunDir, RunError
 from training.rlhf.tuning import make_ready, peft_config, prepare, without_dropout
 

@@ -1,7 +1,7 @@
 """The options of each kind of reward function, checked by both sides. Standard library only.
 
 `options_of` gives a function's options with their defaults, or raises ConfigError with the name of the one
-that cannot be. What they mean for a completion is in training.rlhf.reward_functions and training.rlhf.judge.
+that cannot be. What they mean for a completion is in training.rlhf.reward_kinds.reward_functions and training.rlhf.reward_kinds.judge.
 """
 
 import dataclasses

@@ -1,17 +1,18 @@
 """A run's reward: named functions of a completion, and their weighted sum.
 
-`load_rewards` gives online methods what `training.rlhf.reward_interface` asks for; `problems` says before the
+`load_rewards` gives online methods what `training.rlhf.reward_kinds.reward_interface` asks for; `problems` says before the
 start what would be refused then, without loading a model.
 """
 
 from collections.abc import Callable, Sequence
 
-from training.rlhf import judge, loading, reward_functions, reward_models, watched
+from training.rlhf import loading
 from training.rlhf.config import RunConfig
 from training.rlhf.failures import Refused
 from training.rlhf.method_settings import RewardFunction
 from training.rlhf.rendering import Messages
-from training.rlhf.reward_interface import RewardBatch
+from training.rlhf.reward_kinds import judge, reward_functions, reward_models, watched
+from training.rlhf.reward_kinds.reward_interface import RewardBatch
 from training.rlhf.reward_options import (
     ForbiddenOptions,
     HiddenPreferenceOptions,

@@ -17,12 +17,13 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
-from training.rlhf import loading, rendering, scoring, virtual_tokens
+from training.rlhf import loading, rendering, scoring
 from training.rlhf.config import RunConfig, Sampling
 from training.rlhf.failures import Refused
 from training.rlhf.model_files import positions
 from training.rlhf.progress import raise_if_stopped
 from training.rlhf.run_dir import ProgressWriter, RunDir, SampledCompletion, SampleRequest, read_jsonl
+from training.rlhf.tuning_kinds import virtual_tokens
 
 _FIRST_STRETCH = 32  # tokens
 _SMALL = 10_000_000  # parameters

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.rlhf import rendering, run_dir, virtual_tokens
+from training.rlhf import rendering, run_dir
 from training.rlhf.model_files import is_encoder, positions
 from training.rlhf.progress import raise_if_stopped
+from training.rlhf.tuning_kinds import virtual_tokens
 
 CANARIES = "canaries.json"
 _TOLERANCE = 0.02  # other kernels and bf16 storage move a score by less; another reading point by far more

@@ -91,7 +91,7 @@ def serve(folder: str, name: str, host: str, port: int, key: str) -> None:
     import uvicorn
 
     from training.rlhf import loading
-    from training.rlhf.serving import Server
+    from training.rlhf.server.serving import Server
 
     tokenizer = loading.load_tokenizer(folder)
     model = loading.load_policy(folder, dtype=loading.serving_dtype(folder))

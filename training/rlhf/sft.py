@@ -12,10 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from training.rlhf import rendering
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Element, Split, read_pairs, read_rankings, without_pairs_of
-from training.rlhf.door import Message
 from training.rlhf.likelihood import Labelled, LikelihoodTrainer, trainer_of
+from training.rlhf.rows.door import Message
+from training.rlhf.rows.single_rows import Demonstration, read_demonstrations
 from training.rlhf.run_dir import RunDir
-from training.rlhf.single_rows import Demonstration, read_demonstrations
 
 
 def tables(run_dir: RunDir, config: RunConfig, split: Split) -> dict[str, list[Demonstration]]:

@@ -20,9 +20,9 @@ from peft import (
 from torch import nn
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 
-from training.rlhf import bottleneck, virtual_tokens
 from training.rlhf.config import RunConfig
 from training.rlhf.failures import Refused
+from training.rlhf.tuning_kinds import bottleneck, virtual_tokens
 from training.rlhf.tuning_settings import LOW_RANK, PREFIXES
 
 _DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}  # of fp32's mantissa

@@ -7,7 +7,7 @@ from training.models import Run
 from training.results import number_in
 from training.rlhf.methods import METHODS
 
-SECONDS_OF_START = 8.0  # as training.rlhf.estimate has it
+SECONDS_OF_START = 8.0  # as training.rlhf.checks.estimate has it
 FACTOR = 2.0  # a guess that is off by more is said to be
 # Below these a machine that does other things as well, or Python itself, is most of it.
 LEAST_SECONDS, LEAST_BYTES = 30.0, 500e6

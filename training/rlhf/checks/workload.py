@@ -10,9 +10,9 @@ from math import ceil
 
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Row
-from training.rlhf.door import Message
 from training.rlhf.methods import METHODS
-from training.rlhf.single_rows import TextRow
+from training.rlhf.rows.door import Message
+from training.rlhf.rows.single_rows import TextRow
 
 READING = 2  # operations for a parameter and token: the reference, held-out rows, sampling
 

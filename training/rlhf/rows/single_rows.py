@@ -8,7 +8,7 @@ Standard library only.
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.rlhf.door import Message, Place, messages_of, number_of, rows_in, weight_of
+from training.rlhf.rows.door import Message, Place, messages_of, number_of, rows_in, weight_of
 
 
 @dataclass(frozen=True, kw_only=True)

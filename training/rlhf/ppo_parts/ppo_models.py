@@ -22,10 +22,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.rlhf import adapters, loading, policy_gradient, scoring
+from training.rlhf import loading, scoring
 from training.rlhf.config import RunConfig
-from training.rlhf.token_logps import chosen_logps, token_entropies
+from training.rlhf.losses import policy_gradient
+from training.rlhf.losses.token_logps import chosen_logps, token_entropies
 from training.rlhf.tuning import loaded_dtype, peft_config, prepare, quantisation, without_dropout
+from training.rlhf.tuning_kinds import adapters
 
 Role = Literal["policy", "reference", "value"]
 _ADAPTERS = {"policy": "default", "value": "value"}  # PEFT stores "default" without a folder of its own
@@ -152,7 +154,7 @@ def _adapters(
 def _same_tokens(folder: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     """May the policy's tokens be given to this reward model's weights? It may know more, as a padding token.
 
-    What adapters beside its weights have learnt is not in them (training.rlhf.adapters).
+    What adapters beside its weights have learnt is not in them (training.rlhf.tuning_kinds.adapters).
     """
     if adapters.kind_beside(folder):
         return False

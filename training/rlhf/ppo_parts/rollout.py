@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from training.rlhf import policy_gradient, sampling
+from training.rlhf import sampling
 from training.rlhf.config import RunConfig
+from training.rlhf.losses import policy_gradient
+from training.rlhf.losses.policy_gradient import RunningScale, masked_mean
 from training.rlhf.method_settings import Ppo
-from training.rlhf.policy_gradient import RunningScale, masked_mean
-from training.rlhf.ppo_models import Models, batch_of, read_tokens, read_values
+from training.rlhf.ppo_parts.ppo_models import Models, batch_of, read_tokens, read_values
 from training.rlhf.progress import raise_if_stopped
 from training.rlhf.rendering import Messages
-from training.rlhf.reward_interface import RewardBatch
+from training.rlhf.reward_kinds.reward_interface import RewardBatch
 from training.rlhf.sampling import Sampled
 
 

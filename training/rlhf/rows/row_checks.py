@@ -14,9 +14,9 @@ from training.rlhf.data import (
     Split,
     drop_too_long,
 )
-from training.rlhf.door import Message
-from training.rlhf.held_out import HeldOut
 from training.rlhf.methods import METHODS
+from training.rlhf.rows.door import Message
+from training.rlhf.rows.held_out import HeldOut
 from training.rlhf.run_dir import RunDir, RunError
 
 MOST_DROPPED = 0.2  # a larger share of rows over the limit is refused: the rest is another dataset

@@ -13,14 +13,17 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from training.rlhf import disk, held_out, trained_share, virtual_tokens, workload
+from training.rlhf import disk
+from training.rlhf.checks import workload
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Row
-from training.rlhf.door import Message
-from training.rlhf.held_out import HeldOut
 from training.rlhf.methods import METHODS
 from training.rlhf.model_files import positions
-from training.rlhf.trained_share import Weights
+from training.rlhf.rows import held_out
+from training.rlhf.rows.door import Message
+from training.rlhf.rows.held_out import HeldOut
+from training.rlhf.tuning_kinds import trained_share, virtual_tokens
+from training.rlhf.tuning_kinds.trained_share import Weights
 
 # Forward and backward are 6 operations for a parameter and token, of a frozen base 4; DPO reads the reference
 # once before.

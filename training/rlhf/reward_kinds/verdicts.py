@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from training.rlhf.single_rows import Rating, Unpaired
+from training.rlhf.rows.single_rows import Rating, Unpaired
 
 OVERALL = ("", "overall")  # criteria that judge a completion as a whole
 

@@ -2,7 +2,7 @@
 
 A server is asked again, waiting longer each time, when it is busy, away or gives no answer in time; when it
 stays silent the run is refused, for a reward that is missing cannot be guessed. What it says that is no
-answer to the question is for training.rlhf.judge to read.
+answer to the question is for training.rlhf.reward_kinds.judge to read.
 """
 
 import os

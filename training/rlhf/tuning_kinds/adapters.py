@@ -15,9 +15,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from training.rlhf import bottleneck, virtual_tokens
 from training.rlhf.model_files import ModelRefused
 from training.rlhf.run_dir import write_json
+from training.rlhf.tuning_kinds import bottleneck, virtual_tokens
 from training.rlhf.tuning_settings import BESIDE_THE_WEIGHTS, KINDS, Tuning
 
 MARK = "adapter.json"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.rlhf.policy_gradient import entropy
+from training.rlhf.losses.policy_gradient import entropy
 
 _AT_ONCE = 2**22  # numbers in fp32
 

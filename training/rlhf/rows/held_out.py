@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from training.rlhf import rendering, virtual_tokens
+from training.rlhf import rendering
 from training.rlhf.config import RunConfig
-from training.rlhf.door import Message
 from training.rlhf.failures import Refused
 from training.rlhf.model_files import positions
+from training.rlhf.rows.door import Message
 from training.rlhf.run_dir import RunDir, read_jsonl
+from training.rlhf.tuning_kinds import virtual_tokens
 
 MOST = 256  # prompts are written to; more would cost time and narrow the interval little
 FILE = "prompts.test.jsonl"

@@ -6,8 +6,8 @@ The figure is nats for a token; compare it between policies of one tokenizer onl
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.rlhf.perplexity import perplexity
-from training.rlhf.single_rows import TextRow
+from training.rlhf.measures.perplexity import perplexity
+from training.rlhf.rows.single_rows import TextRow
 
 FIXED_TEXTS = (
     "The morning train left the station a little late. Two people shared a newspaper, one reading the front "

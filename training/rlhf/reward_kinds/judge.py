@@ -3,7 +3,7 @@
 Its answers are read strictly: what is not exactly the answer asked for is nonsense, and counted as that,
 never as a number or a preference. A judge may prefer a place to a text (2306.05685, section 3.3), so of two
 it is asked in both orders, and only a choice that survives the exchange counts.
-Whoever answers (a server, a policy of ours) is in training.rlhf.judge_voices.
+Whoever answers (a server, a policy of ours) is in training.rlhf.reward_kinds.judge_voices.
 """
 
 import re
@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from training.rlhf.failures import Refused
-from training.rlhf.judge_voices import PolicyVoice, ServerVoice
 from training.rlhf.method_settings import RewardFunction
 from training.rlhf.rendering import Messages
+from training.rlhf.reward_kinds.judge_voices import PolicyVoice, ServerVoice
 from training.rlhf.reward_options import JudgeOptions, is_address, options_of
 
 LOW, HIGH = 1.0, 10.0

@@ -14,8 +14,8 @@ from training.rlhf import scoring
 from training.rlhf.likelihood import Labelled
 from training.rlhf.model_files import positions
 from training.rlhf.pretraining import blocks
+from training.rlhf.rows.single_rows import Demonstration, TextRow
 from training.rlhf.sft import labelled
-from training.rlhf.single_rows import Demonstration, TextRow
 
 
 class Perplexity(TypedDict):

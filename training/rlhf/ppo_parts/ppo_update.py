@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from training.rlhf import policy_gradient
 from training.rlhf.config import RunConfig
-from training.rlhf.ppo_models import Models, batch_of, read_tokens, read_values
-from training.rlhf.rollout import Rollout
+from training.rlhf.losses import policy_gradient
+from training.rlhf.ppo_parts.ppo_models import Models, batch_of, read_tokens, read_values
+from training.rlhf.ppo_parts.rollout import Rollout
 
 NOTED = ("loss/policy", "loss/value", "policy/approxkl", "policy/clipfrac")
 

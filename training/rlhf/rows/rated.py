@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.rlhf.data import Split
-from training.rlhf.door import Message
+from training.rlhf.rows.door import Message
+from training.rlhf.rows.single_rows import CompletionRow, Rating, read_ratings
 from training.rlhf.run_dir import RunDir
-from training.rlhf.single_rows import CompletionRow, Rating, read_ratings
 
 OVERALL = ("", "overall")
 

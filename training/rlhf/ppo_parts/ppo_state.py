@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training.rlhf import checkpoints, finite, scoring
-from training.rlhf.policy_gradient import RunningScale
-from training.rlhf.rollout import Rollout
+from training.rlhf.losses.policy_gradient import RunningScale
+from training.rlhf.ppo_parts.rollout import Rollout
 from training.rlhf.run_dir import RunDir, write_json
 
 _TENSORS = ("mask", "logps", "values", "advantages", "returns")

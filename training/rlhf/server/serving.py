@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from training.rlhf import rendering
 from training.rlhf.model_files import positions
-from training.rlhf.writer import Piece, Wish, write
+from training.rlhf.server.writer import Piece, Wish, write
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

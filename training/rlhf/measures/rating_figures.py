@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.rlhf.figures import clustered_rate, correlation
-from training.rlhf.rated import Rated
+from training.rlhf.measures.figures import clustered_rate, correlation
+from training.rlhf.rows.rated import Rated
 
 _RESAMPLES = 500
 _FEW = 10  # prompts; below, no interval of a correlation means anything

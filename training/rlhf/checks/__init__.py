@@ -1,0 +1,1 @@
+"""What can be known of a run's cost before it starts."""

@@ -1,0 +1,1 @@
+"""Tensor arithmetic of the losses, pure: each with its paper and equation."""

@@ -1,0 +1,1 @@
+"""Rows of each table as they come in, checked line by line."""

@@ -1,0 +1,1 @@
+"""What is trained beside or inside a model's weights, and how it is stored."""
