@@ -44,8 +44,8 @@ SMALL: dict[str, dict[str, Any]] = {
         "sampling": STORIES,
     },
     Run.Method.GRPO: {
-        "training": {**DRAWS, "batch_size": 64},
-        "grpo": {"completions_per_prompt": 8},
+        "training": {**DRAWS, "learning_rate": 8e-4, "batch_size": 64},
+        "grpo": {"completions_per_prompt": 8, "beta": 0.02},
         "sampling": STORIES,
     },
     Run.Method.REJECTION_SAMPLING: {"training": ROWS, "sampling": STORIES},

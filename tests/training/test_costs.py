@@ -18,7 +18,10 @@ from training.views import costs
 
 State = Run.State
 __all__ = ["manager", "run"]  # fixtures
-GUESS = {"ok": True, "estimate": {"seconds": 20.0, "evaluation_seconds": 5.0, "memory_bytes": 8e8}}
+GUESS: dict[str, Any] = {
+    "ok": True,
+    "estimate": {"seconds": 20.0, "evaluation_seconds": 5.0, "memory_bytes": 8e8},
+}
 REHEARSAL = {
     "rehearsal/seconds": 0.5,
     "rehearsal/rows": 16.0,
@@ -53,6 +56,14 @@ def test_a_run_that_goes_on_is_not_compared_with_the_guess_of_the_whole(manager:
     page = page_of(manager, run)
     assert "times the time that was guessed" not in page
     assert "that of the last attempt alone" in page
+
+
+def test_a_busy_machine_is_named_beside_the_time_that_it_took(manager: Client, run: Run) -> None:
+    preflight = {"ok": True, "estimate": GUESS["estimate"] | {"device": "CPU, 2 threads"}}
+    put_in(run, State.COMPLETE, preflight=preflight, evaluation={"cost": REAL | {"cpu_seconds": 22.0}})
+    assert "of that time this run computed for 22 s" in page_of(manager, run)
+    put_in(run, State.COMPLETE, evaluation={"cost": REAL | {"cpu_seconds": 95.0}})
+    assert "did other work" not in page_of(manager, run)
 
 
 def test_while_it_runs_the_first_step_refines_the_guess(manager: Client, run: Run) -> None:

@@ -126,6 +126,8 @@ class RunForm(forms.Form):
 
     def _leave_rate_open(self, policy: Policy | None) -> None:
         """An empty learning rate is the usual one for whatever kind of tuning is posted."""
+        if "learning_rate" not in self.fields:
+            return  # nothing is trained
         field, kind = self.fields["learning_rate"], str(self.initial.get("kind") or "full")
         if self.is_bound:
             kind = str(self.data.get("kind") or kind)

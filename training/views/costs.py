@@ -26,7 +26,16 @@ class Cost:
     rows: float | None  # of the step on the longest batch
     tokens: float | None
     step_seconds: float | None
+    cpu_seconds: float | None = None
+    on_cpu: bool = False
     is_partial: bool = False  # an earlier attempt did a part of it
+
+    @property
+    def machine_was_busy(self) -> bool:
+        """Whether a run on a CPU had it for less than half of the time."""
+        if not self.seconds_real or not self.cpu_seconds or self.seconds_real < LEAST_SECONDS:
+            return False
+        return self.on_cpu and self.cpu_seconds < self.seconds_real / FACTOR
 
     @property
     def off(self) -> list[str]:
@@ -66,6 +75,8 @@ def cost(run: Run) -> Cost | None:
         rows=number_in(rehearsal, "rehearsal/rows"),
         tokens=number_in(rehearsal, "rehearsal/tokens"),
         step_seconds=number_in(rehearsal, "rehearsal/seconds"),
+        cpu_seconds=number_in(real, "cpu_seconds"),
+        on_cpu=str(guess.get("device", "")).startswith("CPU"),
         is_partial=bool(number_in(real, "from_step")),
     )
 

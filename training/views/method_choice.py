@@ -67,7 +67,7 @@ def choices(project: Project) -> list[tuple[str, list[Choice]]]:
 
 def _choice(name: str, tables: set[str], has_reward_model: bool) -> Choice:
     method = METHODS[name]
-    if not method.trains:
+    if method.makes == "dataset":  # from the project's prompts
         return Choice(name, method.label, WHEN[name])
     missing = "" if tables & set(method.tables) else f"Needs a dataset. {method.learns_from}"
     if missing and tables:
