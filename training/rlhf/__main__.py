@@ -199,11 +199,8 @@ def carry_out(run_dir: RunDir, config: RunConfig) -> None:
             evaluation_seconds=time.monotonic() - trained,
         )
         meter.note(result["cost"])
-<<<<<<< HEAD
-        recipe.add_to_evaluation(run_dir, result)
-=======
         result["evaluation"] = {**result["evaluation"], "cost": result["cost"]}
->>>>>>> m-preflight
+        recipe.add_to_evaluation(run_dir, result)
     result["seconds"] = round(time.monotonic() - started, 2)
     progress.write("Complete")
     write_json(run_dir.result, result)
