@@ -1,6 +1,6 @@
 """Reward models that differ by seed alone: made together, and measured together once all are there.
 
-Each leaves what it says of every held-out row (training.rlhf.held_out_scores). How far they disagree about a
+Each leaves what it says of every held-out row (`held_out_scores`). How far they disagree about a
 row is worked out from that, without loading a model: the figures go to the first run's evaluation, and what
 they say of each completion into `ensemble.jsonl` of its folder, for whoever chooses pairs that are worth a
 human's time.

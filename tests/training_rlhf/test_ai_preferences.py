@@ -18,8 +18,9 @@ from tests.training_rlhf.constitutional import (  # noqa: E402
     write_constitution,
 )
 from tests.training_rlhf.test_judge import Server, server  # noqa: E402
-from training.rlhf import ai_preferences, loading, made_data, preflight, progress, recipe, sampling  # noqa: E402
+from training.rlhf import ai_preferences, loading, preflight, progress, recipe, sampling  # noqa: E402
 from training.rlhf.config import ConfigError, RunConfig, Sampling  # noqa: E402
+from training.rlhf.constitutional import made_data  # noqa: E402
 from training.rlhf.progress import Cancelled  # noqa: E402
 from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl  # noqa: E402
 

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("trl")
 pytestmark = pytest.mark.training
 
-from training.rlhf.alarms import Alarms  # noqa: E402
+from training.rlhf.checks.alarms import Alarms  # noqa: E402
 from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl  # noqa: E402
 
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from tests.training_rlhf.conftest import MakeRun  # noqa: E402
 from tests.training_rlhf.test_judge import Server, judge_at, server  # noqa: E402, F401
-from training.rlhf import finite, fitting, preflight, recipe  # noqa: E402
+from training.rlhf import fitting, preflight, recipe  # noqa: E402
 from training.rlhf.__main__ import settled  # noqa: E402
+from training.rlhf.checks import finite  # noqa: E402
 from training.rlhf.config import RunConfig  # noqa: E402
 from training.rlhf.failures import Refused  # noqa: E402
 from training.rlhf.reward_kinds import judge  # noqa: E402

@@ -19,9 +19,10 @@ from tests.training_rlhf.learning import curve  # noqa: E402
 from tests.training_rlhf.test_evaluation import run_folder  # noqa: E402
 from tests.training_rlhf.test_judge import Server, server, texts_of  # noqa: E402
 from tests.training_rlhf.test_rewards import CHATML, PROMPT, text  # noqa: E402
-from training.rlhf import combined_rewards, evaluation, fitting, learners, loading, rewards, rloo, scoring  # noqa: E402
+from training.rlhf import evaluation, fitting, learners, loading, rewards, rloo, scoring  # noqa: E402
 from training.rlhf.config import ConfigError, RunConfig, Sampling  # noqa: E402
 from training.rlhf.failures import Refused  # noqa: E402
+from training.rlhf.reward_kinds import combined_rewards  # noqa: E402
 from training.rlhf.run_dir import ProgressWriter, read_jsonl, write_json  # noqa: E402
 
 __all__ = ["server"]  # a fixture

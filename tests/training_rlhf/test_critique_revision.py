@@ -15,9 +15,10 @@ from tests.training_rlhf.constitutional import (  # noqa: E402
     make_constitutional,
     write_constitution,
 )
-from training.rlhf import constitution, critique_revision, made_data, preflight, progress, sampling  # noqa: E402
+from training.rlhf import critique_revision, preflight, progress, sampling  # noqa: E402
 from training.rlhf.config import RunConfig  # noqa: E402
-from training.rlhf.constitution import Constitution, Principle  # noqa: E402
+from training.rlhf.constitutional import constitution, made_data  # noqa: E402
+from training.rlhf.constitutional.constitution import Constitution, Principle  # noqa: E402
 from training.rlhf.progress import Cancelled  # noqa: E402
 from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl  # noqa: E402
 

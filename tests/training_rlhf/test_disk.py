@@ -12,7 +12,7 @@ pytest.importorskip("trl")
 pytestmark = pytest.mark.training
 
 from tests.training_rlhf.conftest import ROOT, MakeRun, environment, run_child  # noqa: E402
-from training.rlhf import disk  # noqa: E402
+from training.rlhf.checks import disk  # noqa: E402
 from training.rlhf.config import RunConfig  # noqa: E402
 from training.rlhf.model_files import causal_config  # noqa: E402
 from training.rlhf.run_dir import EXIT_COMPLETE, EXIT_CRASHED, RunDir  # noqa: E402

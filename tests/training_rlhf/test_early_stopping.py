@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from tests.training_rlhf.conftest import MakeRun, write_rows
 from tests.training_rlhf.learning import answered
 from tests.training_rlhf.test_ppo import Letters, ppo_run
-from training.rlhf import keeper as keeper_module
 from training.rlhf import ppo, progress, recipe
 from training.rlhf.__main__ import main, settled
 from training.rlhf.config import RunConfig
-from training.rlhf.early_stopping import Standing
+from training.rlhf.early import keeper as keeper_module
+from training.rlhf.early.early_stopping import Standing
 from training.rlhf.held_out_figures import JUDGE, watched
 from training.rlhf.method_settings import ConfigError
 from training.rlhf.progress import Cancelled

@@ -17,8 +17,9 @@ import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from tests.training_rlhf.conftest import MakeRun, run_child, write_rows  # noqa: E402
-from training.rlhf import loading, memory, recipe, rehearsal, rendering  # noqa: E402
+from training.rlhf import loading, recipe, rendering  # noqa: E402
 from training.rlhf.__main__ import settled  # noqa: E402
+from training.rlhf.checks import memory, rehearsal  # noqa: E402
 from training.rlhf.config import RunConfig  # noqa: E402
 from training.rlhf.failures import NotBegun  # noqa: E402
 from training.rlhf.run_dir import EXIT_NOT_BEGUN, ProgressWriter, RunDir  # noqa: E402
@@ -75,7 +76,7 @@ def test_a_run_ends_in_the_same_bits_with_it_and_without(
     train(rehearsed)
     with monkeypatch.context() as patched:
         patched.setattr(rehearsal, "of_trainer", lambda *args, **kwargs: None)
-        patched.setattr("training.rlhf.ppo_rehearsal.of_loop", lambda loop: None)
+        patched.setattr("training.rlhf.checks.ppo_rehearsal.of_loop", lambda loop: None)
         train(other)
     one, two = (load_file(found.model / "model.safetensors") for found in (rehearsed, other))
     assert one.keys() == two.keys()

@@ -18,7 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from training.rlhf import checkpoints, cost, failures, held_out_figures, leftovers, standby
+from training.rlhf import checkpoints, failures, held_out_figures, leftovers, standby
+from training.rlhf.checks import cost
 from training.rlhf.config import FORMAT, RunConfig
 from training.rlhf.failures import Refused
 from training.rlhf.methods import METHODS

@@ -9,10 +9,10 @@ and said is in `judged.jsonl` of the run folder.
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
-from training.rlhf import constitution, drafts, made_data
 from training.rlhf.config import RunConfig
-from training.rlhf.constitution import Constitution
-from training.rlhf.made_data import Asked, Text, Writer
+from training.rlhf.constitutional import constitution, drafts, made_data
+from training.rlhf.constitutional.constitution import Constitution
+from training.rlhf.constitutional.made_data import Asked, Text, Writer
 from training.rlhf.progress import report
 from training.rlhf.rendering import Messages
 from training.rlhf.reward_kinds import judge, judge_voices

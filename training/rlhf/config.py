@@ -58,7 +58,7 @@ class Training:
     group_by_length: bool = False  # batches of rows of like length: less padding, another order
     log_every: int = 5  # steps
     save_every: int = 50  # steps
-    # Early stopping (training.rlhf.early_stopping): evaluate on held-out rows and keep the best weights.
+    # Early stopping (training.rlhf.early): evaluate on held-out rows and keep the best weights.
     evaluate_every: int = 0  # steps; 0: only at the end
     patience: int = 3  # evaluations in a row that are no better, then the run stops; 0: it never does
     min_delta: float = 0.0  # by how much an evaluation has to be better to count

@@ -9,10 +9,10 @@ that was cut or is empty teaches nothing good, and is left out and counted.
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
-from training.rlhf import constitution, drafts, made_data
 from training.rlhf.config import RunConfig
-from training.rlhf.constitution import Constitution
-from training.rlhf.made_data import Asked, Text, Writer, said
+from training.rlhf.constitutional import constitution, drafts, made_data
+from training.rlhf.constitutional.constitution import Constitution
+from training.rlhf.constitutional.made_data import Asked, Text, Writer, said
 from training.rlhf.progress import report
 from training.rlhf.rendering import Messages
 from training.rlhf.run_dir import ProgressWriter, RunDir, read_jsonl, write_json

@@ -16,23 +16,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from training.rlhf import (
-    criteria,
-    evaluators,
-    failures,
-    held_out_scores,
-    learners,
-    loading,
-    rating_head,
-    rendering,
-    sampling,
-    scoring,
-)
+from training.rlhf import criteria, failures, learners, loading, rating_head, rendering, sampling, scoring
 from training.rlhf.checkpoints import is_disk_full
 from training.rlhf.checks.estimate import length_limit
 from training.rlhf.config import RunConfig, Sampling
 from training.rlhf.data import Row, drop_too_long, read_for_reward_model
-from training.rlhf.measures import figures, rating_figures
+from training.rlhf.measures import evaluators, figures, held_out_scores, rating_figures
 from training.rlhf.measures.diversity import distinct_ngrams, length_controlled_win_rate
 from training.rlhf.measures.forgetting import nats_on_fixed_text
 from training.rlhf.measures.perplexity import perplexity

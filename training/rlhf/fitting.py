@@ -27,20 +27,13 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from training.rlhf import (
-    checkpoints,
-    criteria,
-    early_stopping,
-    finite,
-    lineage,
-    loading,
-    prompt_parts,
-    rehearsal,
-)
-from training.rlhf.alarms import Alarms
+from training.rlhf import checkpoints, criteria, lineage, loading, prompt_parts
+from training.rlhf.checks import finite, rehearsal
+from training.rlhf.checks.alarms import Alarms
 from training.rlhf.config import RunConfig, Training
+from training.rlhf.early import early_stopping
+from training.rlhf.early.keeper import Keeper, random_state_kept
 from training.rlhf.failures import Diverged, Refused
-from training.rlhf.keeper import Keeper, random_state_kept
 from training.rlhf.methods import METHODS
 from training.rlhf.progress import Cancelled, finishing_before_stop, report, stop_requested
 from training.rlhf.run_dir import ProgressWriter, RunDir, write_json
@@ -173,7 +166,7 @@ class Checkpointed(Trainer):
         return self.elements_per_batch if training else float(inputs["elements"])
 
     def longest_batch(self) -> dict[str, Any]:
-        """What takes most memory of all batches that may come (training.rlhf.rehearsal), on the device."""
+        """What takes most memory of all batches that may come (checks.rehearsal), on the device."""
         rows: Any = self.train_dataset
         texts = [len(one) for one in rows["conversations"]] if "conversations" in rows.column_names else None
         lengths = list(rows["length"])

@@ -1,7 +1,7 @@
 """A model in the form in which it leaves: `python -m training.rlhf.leave FOLDER` carries out FOLDER/job.json.
 
-The files are written as transformers, PEFT and vLLM read them (training.rlhf.exported), looked through as a
-loader would, and pushed where a repository is named (training.rlhf.hub; the token is HF_TOKEN's). What is
+The files are written as transformers, PEFT and vLLM read them (leaving.exported), looked through as a
+loader would, and pushed where a repository is named (leaving.hub; the token is HF_TOKEN's). What is
 there of an earlier attempt is written anew. `result.json` comes last: {"url": of the commit, or ""}.
 """
 
@@ -57,7 +57,7 @@ def carry_out(folder: Path) -> str:
         write_json(folder / "state.json", LeaveState(percent=percent, message=message))
 
     tell(0, "Loading torch")
-    from training.rlhf import exported
+    from training.rlhf.leaving import exported
 
     draft, model = folder / "model.draft", folder / "model"
     for leftover in (draft, model):
@@ -70,7 +70,7 @@ def carry_out(folder: Path) -> str:
     os.replace(draft, model)
     if not job["repo"]:
         return ""
-    from training.rlhf import hub
+    from training.rlhf.leaving import hub
 
     def tell_pushed(part: float, message: str) -> None:
         tell(int(share + part * (100 - share)), message)

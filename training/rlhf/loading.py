@@ -23,7 +23,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from training.rlhf import finite, rendering, scoring
+from training.rlhf import rendering, scoring
+from training.rlhf.checks import finite
 from training.rlhf.model_files import ModelRefused as ModelRefused
 from training.rlhf.model_files import attempt, causal_config, checked_config, is_encoder, reward_config
 from training.rlhf.tuning_kinds import adapters

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from training.rlhf import checkpoints, online_rehearsal, sampling, vllm_drawing
+from training.rlhf import checkpoints, sampling, vllm_drawing
+from training.rlhf.checks import online_rehearsal
 from training.rlhf.config import RunConfig
 from training.rlhf.config import Sampling as SamplingSettings
 from training.rlhf.failures import Refused

@@ -18,17 +18,11 @@ from typing import Any, NoReturn
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from training.rlhf import (
-    checkpoints,
-    early_stopping,
-    fitting,
-    loading,
-    online_prompts,
-    ppo_rehearsal,
-    sampling,
-)
+from training.rlhf import checkpoints, fitting, loading, online_prompts, sampling
+from training.rlhf.checks import ppo_rehearsal
 from training.rlhf.config import RunConfig
-from training.rlhf.early_stopping import EarlyStopping
+from training.rlhf.early import early_stopping
+from training.rlhf.early.early_stopping import EarlyStopping
 from training.rlhf.failures import Collapsed, Refused
 from training.rlhf.losses import policy_gradient
 from training.rlhf.model_files import causal_config

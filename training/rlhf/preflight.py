@@ -13,21 +13,20 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from training.rlhf import (
-    disk,
-    early_stopping,
     failures,
     judge_audit,
     learners,
     loading,
-    made_data,
     prompt_parts,
     rendering,
     sampling,
     served_sampling,
 )
-from training.rlhf.checks import estimate
+from training.rlhf.checks import disk, estimate
 from training.rlhf.config import RunConfig
+from training.rlhf.constitutional import made_data
 from training.rlhf.data import Element, Row
+from training.rlhf.early import early_stopping
 from training.rlhf.methods import METHODS
 from training.rlhf.model_files import causal_config, positions, reward_config
 from training.rlhf.progress import Cancelled

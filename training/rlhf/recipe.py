@@ -10,11 +10,12 @@ import datasets
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from training.rlhf import evaluation, fitting, learners, loading, mixture_evaluation, rendering, scoring
+from training.rlhf import evaluation, fitting, learners, loading, rendering, scoring
 from training.rlhf.checks.estimate import row_limit
 from training.rlhf.config import RunConfig
 from training.rlhf.data import SPLITS, Fitting, Row, Split, drop_too_long
 from training.rlhf.failures import Refused
+from training.rlhf.measures import mixture_evaluation
 from training.rlhf.methods import METHODS
 from training.rlhf.progress import Cancelled, report
 from training.rlhf.run_dir import ProgressWriter, RunDir, write_json

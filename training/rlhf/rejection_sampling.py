@@ -20,18 +20,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy
 
-from training.rlhf import (
-    drafts,
-    fitting,
-    likelihood,
-    loading,
-    online_prompts,
-    online_rehearsal,
-    rehearsal,
-    sampling,
-    sft,
-)
+from training.rlhf import fitting, likelihood, loading, online_prompts, sampling, sft
+from training.rlhf.checks import online_rehearsal, rehearsal
 from training.rlhf.config import RunConfig
+from training.rlhf.constitutional import drafts
 from training.rlhf.failures import Refused
 from training.rlhf.likelihood import Labelled
 from training.rlhf.model_files import causal_config

@@ -7,12 +7,12 @@ says before the start what would be refused then, without loading a model.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from training.rlhf import combined_rewards, loading, prompt_parts, rendering
+from training.rlhf import loading, prompt_parts, rendering
 from training.rlhf.config import RunConfig
 from training.rlhf.failures import Refused
 from training.rlhf.method_settings import RewardFunction
 from training.rlhf.rendering import Messages
-from training.rlhf.reward_kinds import judge, reward_functions, reward_models, watched
+from training.rlhf.reward_kinds import combined_rewards, judge, reward_functions, reward_models, watched
 from training.rlhf.reward_kinds.reward_interface import RewardBatch
 from training.rlhf.reward_options import (
     EnsembleOptions,

@@ -15,7 +15,7 @@ served.jsonl         answers of servers as they come in, of a sampling run that 
 revisions.jsonl      one training.rlhf.critique_revision.RevisedRow a line
 judged.jsonl         one training.rlhf.ai_preferences.JudgedRow a line
 evaluation.json
-scores.jsonl         of a reward model: what it says of each held-out row (training.rlhf.held_out_scores)
+scores.jsonl         of a reward model: what it says of each held-out row (measures.held_out_scores)
 error.json           RunError: what happened, where, what to do
 result.json          written last and by rename: its presence means complete
 lock                 held (flock) by the one process that works here

@@ -3,7 +3,7 @@
 from training.models import Run
 from training.results import number_in
 
-# Written by training.rlhf.alarms while a run trains.
+# Written by training.rlhf.checks.alarms while a run trains.
 TOLD = {
     "alarms/chosen_fell": "In training the preferred completions became {:.0f} nats less likely than they "
     "were at the start. Read what it writes; a higher beta, a lower learning rate or an SFT term keeps them.",

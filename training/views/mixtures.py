@@ -9,7 +9,7 @@ from training.models import Run
 from training.results import number_in
 from training.rlhf.mixture_settings import MAIN
 
-# Figures of training.rlhf.mixture_evaluation, what they are called on the page, and whether they are shares.
+# Figures of measures.mixture_evaluation, what they are called on the page, and whether they are shares.
 TITLES = {
     "accuracy": ("Accuracy", True),
     "loss": ("Loss", False),

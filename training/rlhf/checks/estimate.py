@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from training.rlhf import disk, mixture
-from training.rlhf.checks import workload
+from training.rlhf import mixture
+from training.rlhf.checks import disk, workload
 from training.rlhf.config import RunConfig
 from training.rlhf.data import Row
 from training.rlhf.methods import METHODS

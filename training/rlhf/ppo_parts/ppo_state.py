@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training.rlhf import checkpoints, finite, scoring
+from training.rlhf import checkpoints, scoring
+from training.rlhf.checks import finite
 from training.rlhf.losses.policy_gradient import RunningScale
 from training.rlhf.ppo_parts.rollout import Rollout
 from training.rlhf.run_dir import RunDir, write_json

@@ -6,7 +6,7 @@ numbers, is refused with what to change. Nothing of it remains, neither weights 
 draws next: with and without it a run ends in the same bits (tests/training_rlhf/test_rehearsal.py).
 
 Methods say by `longest_batch` and `rehearsed_loss` (training.rlhf.fitting.Checkpointed) what they read; PPO,
-whose step is its own, is in training.rlhf.online_rehearsal.
+whose step is its own, is in training.rlhf.checks.online_rehearsal.
 """
 
 import copy
@@ -22,7 +22,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from training.rlhf import memory
+from training.rlhf.checks import memory
 from training.rlhf.failures import NotBegun, is_out_of_memory
 from training.rlhf.progress import report
 from training.rlhf.run_dir import ProgressWriter, RunDir, write_json

@@ -1,4 +1,4 @@
-"""Early stopping (training.rlhf.early_stopping) for methods that learn by a trainer of transformers.
+"""Early stopping (training.rlhf.early.early_stopping) for methods that learn by a trainer of transformers.
 
 The trainer's own evaluation waits for an argument that refuses to be set without held-out rows, and its
 EarlyStoppingCallback keeps the best weights only where a checkpoint is due: so this is ours.
@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from training.rlhf.checkpoints import step_of
 from training.rlhf.config import RunConfig
-from training.rlhf.early_stopping import EarlyStopping
+from training.rlhf.early.early_stopping import EarlyStopping
 from training.rlhf.progress import stop_requested
 from training.rlhf.run_dir import ProgressWriter, RunDir
 

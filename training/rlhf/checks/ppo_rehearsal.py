@@ -1,4 +1,4 @@
-"""PPO's step on the longest batch, before training begins (training.rlhf.rehearsal).
+"""PPO's step on the longest batch, before training begins (training.rlhf.checks.rehearsal).
 
 As many of the longest prompts as are on the device at once, each with a completion of as many tokens as may
 be written: read by reward model, policy, reference and value model, and learnt from once.
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from training.rlhf import online_rehearsal, rehearsal
+from training.rlhf.checks import online_rehearsal, rehearsal
+from training.rlhf.checks.rehearsal import Batch
 from training.rlhf.ppo_parts import ppo_update, rollout
 from training.rlhf.ppo_parts.rollout import Rollout
-from training.rlhf.rehearsal import Batch
 
 if TYPE_CHECKING:
     from training.rlhf.ppo import Loop

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, TypedDict
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.rlhf import constitution, loading, rendering, sampling
+from training.rlhf import loading, rendering, sampling
 from training.rlhf.checks import estimate
 from training.rlhf.config import RunConfig, Sampling
+from training.rlhf.constitutional import constitution
 from training.rlhf.data import SPLITS, Split
 from training.rlhf.failures import Refused
 from training.rlhf.model_files import causal_config, positions

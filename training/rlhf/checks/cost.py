@@ -4,7 +4,7 @@ import json
 import time
 from typing import Any, TypedDict
 
-from training.rlhf import memory
+from training.rlhf.checks import memory
 from training.rlhf.run_dir import RunDir, write_json
 
 
@@ -19,7 +19,7 @@ class Cost(TypedDict, total=False):
     evaluation_seconds: float
     peak_memory_bytes: int  # on a GPU what was allocated there, else of the process in main memory
     from_step: int
-    rehearsal: dict[str, float]  # the step on the longest batch (training.rlhf.rehearsal)
+    rehearsal: dict[str, float]  # the step on the longest batch (training.rlhf.checks.rehearsal)
 
 
 class Meter:

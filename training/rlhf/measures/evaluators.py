@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from training.rlhf import combined_rewards, loading
+from training.rlhf import loading
 from training.rlhf.config import RunConfig
 from training.rlhf.failures import Refused
 from training.rlhf.measures import figures
 from training.rlhf.measures.diversity import length_controlled_win_rate
 from training.rlhf.method_settings import RewardFunction
 from training.rlhf.rendering import Messages
-from training.rlhf.reward_kinds import judge, reward_models
+from training.rlhf.reward_kinds import combined_rewards, judge, reward_models
 from training.rlhf.reward_options import JudgeOptions, beside, options_of
 from training.rlhf.run_dir import ProgressWriter
 from training.rlhf.sampling import Sampled

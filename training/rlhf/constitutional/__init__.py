@@ -1,0 +1,1 @@
+"""What the methods that write by a constitution share."""

@@ -1,0 +1,1 @@
+"""Stopping early, with the best weights."""

@@ -1,0 +1,1 @@
+"""A model in the form in which it leaves, and the hub."""
