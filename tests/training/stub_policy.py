@@ -30,7 +30,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(401)
             self.end_headers()
             return
-        said = f"{given['--name']} <script>heard</script> {len(asked['messages'])}"
+        parts = json.loads(Path(given["--prompt-parts"]).read_text())
+        said = f"{parts['system_prompt']}{given['--name']} <script>heard</script> {len(asked['messages'])}"
         self.send_response(200)
         self.end_headers()
         if not asked["stream"]:

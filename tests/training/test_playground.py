@@ -84,6 +84,23 @@ def test_a_wanted_policy_answers_who_knows_its_token(policies: list[Policy], wor
 
 
 @pytest.mark.slow
+def test_a_prompted_variant_answers_under_its_prompt(policies: list[Policy], worker: TrainingWorker) -> None:
+    policies[1].system_prompt, policies[1].location = "Rhyme. ", policies[0].location
+    policies[1].save()
+    for policy, before in ((policies[0], "policy-"), (policies[1], "Rhyme. policy-")):
+        servings.want(policy)
+        holds(worker, policy)
+        place = servings.place_of(policy.pk)
+        answer = httpx2.post(
+            f"http://{place.address}/v1/chat/completions",
+            json={"messages": [], "stream": False},
+            headers={"Authorization": f"Bearer {place.token}"},
+            trust_env=False,
+        )
+        assert answer.json()["choices"][0]["message"]["content"].startswith(before)
+
+
+@pytest.mark.slow
 def test_a_policy_that_nobody_writes_to_leaves_memory(policies: list[Policy], worker: TrainingWorker) -> None:
     servings.want(policies[0])
     holds(worker, policies[0])

@@ -7,6 +7,8 @@ when `kill` has returned, and `evict` ends only processes that work in the folde
 from pathlib import Path
 from typing import Protocol
 
+from training.rlhf.prompt_parts import NONE, PromptParts
+
 
 class Child(Protocol):
     def poll(self) -> int | None:
@@ -41,7 +43,9 @@ class Launcher(Protocol):
 
     def start(self, folder: Path, *, preflight: bool) -> Child: ...
 
-    def serve(self, location: str, *, name: str, folder: Path, host: str, token: str) -> Server:
+    def serve(
+        self, location: str, *, name: str, folder: Path, host: str, token: str, parts: PromptParts = NONE
+    ) -> Server:
         """A child that answers for a policy in OpenAI's interface, to who knows the token."""
 
     def leave(self, folder: Path, *, token: str) -> Child:

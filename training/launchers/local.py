@@ -21,7 +21,8 @@ from django.conf import settings
 from training.launchers.local_child import LocalChild
 from training.launchers.local_server import LocalServer
 from training.launchers.standby import Standby, StandbyCheck
-from training.rlhf.run_dir import RunDir, RunLocked
+from training.rlhf.prompt_parts import FILE, NONE, PromptParts
+from training.rlhf.run_dir import RunDir, RunLocked, write_json
 
 log = logging.getLogger(__name__)
 
@@ -102,13 +103,18 @@ class LocalLauncher:
         self._prepare_next()
         return LocalChild(_started(command, child_environment(self.device), stdout, stderr), stderr, stdout)
 
-    def serve(self, location: str, *, name: str, folder: Path, host: str, token: str) -> LocalServer:
+    def serve(
+        self, location: str, *, name: str, folder: Path, host: str, token: str, parts: PromptParts = NONE
+    ) -> LocalServer:
         """A child that answers for a policy. What it prints, and where it listens, is written to `folder`."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         stdout, stderr, announced = folder / "stdout.log", folder / "stderr.log", folder / "address.json"
+        prompt = folder / FILE
+        write_json(prompt, parts.to_json())  # also without any: what lies beside the weights is another's
         command = [*settings.SERVE_COMMAND, "--engine", "embedded", "--host", host, "--port", "0",
-                   "--name", name, "--announce", str(announced), "--", location]  # fmt: skip
+                   "--name", name, "--announce", str(announced), "--prompt-parts", str(prompt),
+                   "--", location]  # fmt: skip
         # Not on a command line, which everybody on this machine can read.
         env = child_environment(self.device) | {"RATCHET_SERVE_KEY": token}
         return LocalServer(_started(command, env, stdout, stderr), stderr, stdout, announced)

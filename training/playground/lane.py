@@ -19,6 +19,7 @@ from django.utils import timezone
 from training.launchers import Launcher, Server
 from training.models import Run, ServedPolicy
 from training.playground import servings
+from training.prompted import parts_of
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class PlaygroundLane:
         try:
             child = self.launcher.serve(
                 policy.location, name=f"policy-{policy.pk}", folder=folder, host=settings.PLAYGROUND_HOST,
-                token=token,
+                token=token, parts=parts_of(policy),
             )  # fmt: skip
         except OSError as error:
             servings.release(
