@@ -5,16 +5,13 @@ only when whole, a stop between two steps, curves in progress.jsonl, and no sett
 """
 
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import (
     PreTrainedTokenizerBase,
@@ -27,19 +24,16 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from training.rlhf import checkpoints, criteria, lineage, loading, prompt_parts
+from training.rlhf import checkpoints, saving
 from training.rlhf.checks import finite, rehearsal
 from training.rlhf.checks.alarms import Alarms
 from training.rlhf.config import RunConfig, Training
 from training.rlhf.early import early_stopping
 from training.rlhf.early.keeper import Keeper, random_state_kept
 from training.rlhf.failures import Diverged, Refused
-from training.rlhf.methods import METHODS
 from training.rlhf.progress import Cancelled, finishing_before_stop, report, stop_requested
-from training.rlhf.run_dir import ProgressWriter, RunDir, write_json
-from training.rlhf.tuning import round_by_chance, saved_dtype
-from training.rlhf.tuning_kinds import adapters
-from training.rlhf.tuning_settings import BESIDE_THE_WEIGHTS, Tuning
+from training.rlhf.run_dir import ProgressWriter, RunDir
+from training.rlhf.tuning_settings import Tuning
 
 TRAINED = "trained.safetensors"  # of a checkpoint
 SAVE_SECONDS = 600  # since the last checkpoint: many small steps are fewer seconds, large ones many more
@@ -339,10 +333,10 @@ def _steps_of(checkpoint: Path) -> tuple[int, int]:
 def save_trained(
     trainer: Trainer, tokenizer: PreTrainedTokenizerBase, *, run_dir: RunDir, config: RunConfig
 ) -> None:
-    """`save_model` for what a trainer has trained, with what it learnt beside the weights."""
+    """`saving.save_model` for what a trainer has trained, with what it learnt beside the weights."""
     ours = trainer if isinstance(trainer, Checkpointed) else None
     model = trainer.accelerator.unwrap_model(trainer.model)
-    save_model(
+    saving.save_model(
         model,
         tokenizer,
         run_dir=run_dir,
@@ -350,62 +344,3 @@ def save_trained(
         save_beside=ours.save_beside if ours else None,
         finish=ours.finish if ours else None,
     )
-
-
-def save_model(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    run_dir: RunDir,
-    config: RunConfig,
-    save_beside: Callable[[Path], None] | None = None,
-    finish: Callable[[Any, Path], None] | None = None,
-) -> None:
-    """Write model/ whole, by rename: weights, tokenizer with its template, lineage.
-
-    What can be merged is, in fp32, and rounded once, by chance: a merge into bf16, or worse NF4, rounds
-    learning away (transformers #31293). What cannot is stored beside the weights
-    (training.rlhf.tuning_kinds.adapters).
-    """
-    draft = run_dir.path / "model.draft"
-    for leftover in (draft, run_dir.model):
-        shutil.rmtree(leftover, ignore_errors=True)
-    draft.mkdir()
-    if save_beside is not None:
-        save_beside(draft)  # before anything is rounded
-    if config.tuning.kind in BESIDE_THE_WEIGHTS:
-        model = adapters.detach(model, config.tuning, draft)
-        model.float()
-    elif isinstance(model, PeftModel):
-        model.save_pretrained(str(run_dir.path / "adapter"))
-        if config.tuning.kind == "qlora":
-            model = _on_whole_base(run_dir, config, tokenizer)
-        model = model.float().merge_and_unload()
-    if finish is not None:
-        finish(model, draft)
-    dtype = saved_dtype(config)
-    round_by_chance(model, dtype, seed=config.seed)
-    model.to(dtype).save_pretrained(draft)
-    tokenizer.save_pretrained(draft)
-    if parts := config.parts_of():  # it was trained under them, and writes under them
-        write_json(draft / prompt_parts.FILE, parts.to_json())
-    write_json(draft / "lineage.json", lineage.of(run_dir, config, tokenizer, packages=_packages()))
-    os.replace(draft, run_dir.model)
-
-
-def _on_whole_base(run_dir: RunDir, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The adapters that were trained on a quantised base, on the base as it is stored."""
-    base = (
-        loading.load_policy(config.model)
-        if METHODS[config.method].makes == "policy"
-        else loading.load_reward_base(config.model, seed=config.seed)
-    )
-    criteria.expand(base, config.reward_learning.heads)
-    loading.fit(base, tokenizer, where=config.model)
-    return PeftModel.from_pretrained(base, str(run_dir.path / "adapter"))
-
-
-def _packages() -> dict[str, str]:
-    return {
-        name: version(name) for name in ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
-    }

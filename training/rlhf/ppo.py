@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from training.rlhf import checkpoints, fitting, loading, online_prompts, sampling
+from training.rlhf import checkpoints, fitting, loading, online_prompts, sampling, saving
 from training.rlhf.checks import ppo_rehearsal
 from training.rlhf.config import RunConfig
 from training.rlhf.early import early_stopping
@@ -74,7 +74,7 @@ def train(
         loop.run()
     seconds = time.monotonic() - started
     report(progress, {"train_seconds": seconds}, message="Saving the model")
-    fitting.save_model(models.to_save(), tokenizer, run_dir=run_dir, config=config)
+    saving.save_model(models.to_save(), tokenizer, run_dir=run_dir, config=config)
     stopping = {"early_stopping": loop.early.result()} if loop.early else {}
     del models, loop
     gc.collect()
