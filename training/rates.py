@@ -12,7 +12,8 @@ Others, as factors of LoRA's rate that give their papers' in SFT: IA3 3e-3 (2205
 (2110.07602), prefix and p-tuning 1e-3, prompt tuning 1e-2 with AdamW (0.3 in 2104.08691 is Adafactor's),
 bottleneck adapters 3e-4 (1902.00751), the head alone 1e-3.
 
-Small models (the starter of about 1 M parameters) were measured here: docs/starter.md, docs/benchmarks.md.
+All weights of small models (the starter of about 1 M parameters) were measured here: docs/starter.md,
+docs/benchmarks.md. Their adapters' rates, and the factors outside SFT, are reasoned and not measured.
 """
 
 from typing import NamedTuple
@@ -37,8 +38,8 @@ USUAL: dict[str, Rates] = {
     "dpo": Rates(5e-7, 2e-5, 5e-4),
     "kto": Rates(5e-7, 2e-5, 5e-4),
     "ppo": Rates(1e-6, 1e-5, 2e-4),
-    "rloo": Rates(1e-6, 1e-5, 3e-4),
-    "grpo": Rates(1e-6, 1e-5, 3e-4),
+    "rloo": Rates(1e-6, 1e-5, 6e-4),
+    "grpo": Rates(1e-6, 1e-5, 8e-4),
 }
 OF_LORA = {
     "lora": 1.0,
