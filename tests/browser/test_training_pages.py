@@ -319,7 +319,7 @@ def test_a_manager_sends_a_run_from_the_form_to_its_check(
     make_dataset(project, ann)
     sign_in(page, mia)
     page.goto(f"{project.get_absolute_url()}runs/new/")
-    page.get_by_role("link", name="DPO").press("Enter")
+    page.get_by_role("link", name="DPO Learns").press("Enter")
     page.get_by_label("Beta").fill("0.2")
     page.get_by_role("button", name="Check the run").click()
     expect(page.get_by_role("heading", name="DPO")).to_be_visible()
