@@ -28,6 +28,7 @@ def picture(page: Page, name: str) -> None:
 
 def expect_to_fit(page: Page) -> None:
     """Nothing sticks out to the right: the page is not scrolled sideways, on a phone above all."""
+    page.wait_for_load_state()
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= page.viewport_size["width"], f"{width} px wide"  # type: ignore[index]
 

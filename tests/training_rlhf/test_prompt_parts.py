@@ -102,7 +102,10 @@ def test_training_and_evaluation_read_rows_under_them(make_run: MakeRun, tiny_po
     tokenizer = loading.load_tokenizer(str(tiny_policy))
     found = held_out.read(run_dir, config, tokenizer, causal_config(str(tiny_policy)))
     assert [one.messages for one in found.prompts] == [as_read(SAID, one.asked) for one in found.prompts]
+    short = {"name": "short", "kind": "length", "options": {"target": 4}}
+    run_dir = make_run("rloo", prompt_parts={"model": PARTS}, rewards=[short])
     write_rows(run_dir.data / "prompts.train.jsonl", [{"prompt": PROMPT}])
+    config = config_of(run_dir)
     usable, _ = online_prompts.usable(run_dir, config, tokenizer, causal_config(str(tiny_policy)))
     assert [row.prompt for row in usable] == [as_read(SAID, PROMPT)]
 
