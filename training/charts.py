@@ -182,9 +182,19 @@ def shortened(label: str, room: float) -> str:
 
 
 def interval_chart(
-    *, key: str, title: str, x_label: str, y_label: str, points: Sequence[Interval], note: str = ""
+    *,
+    key: str,
+    title: str,
+    x_label: str,
+    y_label: str,
+    points: Sequence[Interval],
+    note: str = "",
+    counted: str = "labels",
 ) -> Chart:
-    """Shares with their intervals, side by side, against the line at one half."""
+    """Shares with their intervals, side by side, against the line at one half.
+
+    `counted`: what each share is one of.
+    """
     middles = _columns(len(points))
     room = (RIGHT - LEFT) / max(len(points), 1) - 4
     last = points[-1] if points else None
@@ -212,7 +222,7 @@ def interval_chart(
         ]
         if room > 60
         else [],
-        columns=[x_label, y_label, "from", "to", "labels"],
+        columns=[x_label, y_label, "from", "to", counted],
         rows=[[p.label, percent(p.value), percent(p.low), percent(p.high), str(p.n)] for p in points],
         note=note,
     )

@@ -73,7 +73,7 @@ def setting_chart(
             Dot(x, y(r.value), "good" if r.is_best else "plain", 6 if r.is_best else 4.5)
             for x, r in sorted(zip(places, results, strict=True), key=lambda pair: pair[1].is_best)
         ],
-        columns=["Run", x_label, y_label],
+        columns=["Trial", x_label, y_label],
         rows=[[r.label, _word(r.at), number(r.value)] for r in results],
     )
 

@@ -66,10 +66,12 @@ const look = () => {
       side.dataset.heard = "yes";
       listen(side);
     }
-    const list = side.querySelector(".said");
-    list.scrollTop = list.scrollHeight;
   }
   showCopying();
+  for (const list of document.querySelectorAll(".said:not([data-shown])")) { // an answer that is whole brings a new list
+    list.dataset.shown = "yes";
+    list.scrollTop = list.scrollHeight;
+  }
   for (const hint of document.querySelectorAll(".keys-hint[hidden]")) hint.hidden = false;
 };
 
@@ -93,4 +95,3 @@ document.addEventListener("htmx:after:swap", ({ detail: { ctx } }) => {
 window.addEventListener("pagehide", () => { for (const { socket } of open.values()) socket.close(); });
 new MutationObserver(look).observe(document.getElementById("main"), { childList: true, subtree: true });
 look();
-for (const list of document.querySelectorAll(".said")) list.scrollTop = list.scrollHeight;

@@ -113,6 +113,9 @@ def test_two_policies_answer_side_by_side_and_the_conversation_goes_on(
     box.fill("And then?")
     page.get_by_role("button", name="Send to both").click()
     expect(answers(page)).to_have_count(4, timeout=LONG)
+    for conversation in page.locator(".said").all():  # what was said last is in sight
+        below = conversation.evaluate("e => e.scrollHeight - e.scrollTop - e.clientHeight")
+        assert below < 2
     left, right = ChatSide.objects.order_by("place")
     assert len(left.messages) == len(right.messages) == 4
     assert left.messages != right.messages  # each with its own history

@@ -58,7 +58,7 @@ def test_half_of_a_pair_or_one_model_alone_is_refused_beside_its_field(
     ids = [str(model.run_id) for model in two]
     answer = post(manager, project, "rloo", **without_single(two, gated_helpfulness=ids[0]))
     assert answer.status_code == 422
-    assert "name both folders" in str(answer.context["form"].errors["gated_helpfulness"])
+    assert "for neither of the two" in str(answer.context["form"].errors["gated_safety"])
     answer = post(manager, project, "rloo", **without_single(two, ensemble_models=ids[:1]))
     assert "from 2 to 8" in str(answer.context["form"].errors["ensemble_models"])
 

@@ -8,7 +8,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
 
-from labeling import constitutions, datasets
+from labeling import constitutions, datasets, prompting
 from labeling.models import Constitution, Policy, PreferenceDataset, Project
 from tests.labeling.ai_made import make_ai_pairs
 from tests.labeling.judged import make_prompt
@@ -195,6 +195,17 @@ def test_a_judge_is_a_policy_of_the_project_or_a_server_that_is_allowed(
     settings.JUDGES = [server]
     run = make(constitution, "ai_preferences", ai_preferences={"judge": server})
     assert run.config["ai_preferences"]["judge"] == server
+
+
+def test_a_judge_is_called_as_the_policy_whose_prompt_is_not_another(
+    manager: Client, project: Project, constitution: Constitution
+) -> None:
+    policy = project.current_policy
+    assert policy is not None
+    prompting.make_prompted(policy=policy, system_prompt="Be brief.", examples=[])
+    page = manager.get(f"{reverse('run_new', args=[project.slug])}?method=ai_preferences")
+    choices = page.context["form"].fields["judge"].choices
+    assert [label for _, label in choices] == ["The policy itself", str(policy)]
 
 
 def test_parts_of_another_project_are_refused(constitution: Constitution) -> None:

@@ -6,6 +6,7 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
+from labeling import prompting
 from labeling.models import PreferenceDataset, Project
 from tests.training.run_pages import manager, put_in
 from tests.training.test_methods import judged, post, reward_model_on
@@ -67,3 +68,17 @@ def test_an_older_or_odd_evaluation_shows_nothing(manager: Client, audit: Run) -
     put_in(audit, Run.State.COMPLETE, evaluation={"judge_audit": "odd"})
     page = manager.get(audit.get_absolute_url())
     assert page.status_code == 200 and page.context["judge_audit"] is None
+
+
+def test_a_judge_that_is_a_policy_is_called_by_its_name(
+    manager: Client, project: Project, judged: PreferenceDataset
+) -> None:
+    policy = project.current_policy
+    assert policy is not None
+    prompting.make_prompted(policy=policy, system_prompt="Be brief.", examples=[])
+    post(
+        manager, project, "judge_audit", judge_location=policy.location, judge_rubric="Kind.", comparisons=50
+    )
+    run = Run.objects.get()
+    put_in(run, Run.State.COMPLETE, evaluation={"judge_audit": FOUND})
+    assert manager.get(run.get_absolute_url()).context["judge_audit"].judge == policy.name

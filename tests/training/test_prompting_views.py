@@ -186,7 +186,7 @@ def test_the_api_makes_variants_and_served_policies(
 
 
 def test_what_leaves_the_house_takes_its_prompt_along(
-    project: Project, starter: Policy, ann: User, tmp_path: Any
+    manager: Client, project: Project, starter: Policy, ann: User, tmp_path: Any
 ) -> None:
     run = stage.make_run(project, ann)
     (tmp_path / "model").mkdir()
@@ -202,6 +202,8 @@ def test_what_leaves_the_house_takes_its_prompt_along(
     assert "prompt_parts.json" in found.files and "prompt_parts.json" not in exports.export(artifact).files
     assert found.name == "starter-prompt-1"
     assert parts_of(made).version in exports.model_card(artifact, policy=made)
+    page = manager.get(made.get_absolute_url())
+    assert page.status_code == 200 and "Download the model" in page.content.decode()
 
 
 @pytest.mark.parametrize("name", ["ann", "zed"])

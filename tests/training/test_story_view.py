@@ -398,3 +398,16 @@ def test_a_project_that_is_not_there_is_not_found(manager: Client) -> None:
 
 def test_a_story_takes_no_post(manager: Client, project: Project) -> None:
     assert manager.post(project.get_absolute_url()).status_code == 405
+
+
+def test_a_run_that_writes_data_is_shown_whether_or_not_a_dataset_came_of_it(
+    manager: Client, project: Project, judged: Round
+) -> None:
+    run = Run.objects.create(
+        project=project, method="ai_preferences", state=State.COMPLETE, policy=project.current_policy
+    )
+    before, turn = story_of(project).turns
+    assert turn.making == [run] and not before.making
+    page = manager.get(project.get_absolute_url()).content.decode()
+    assert f'<a href="{run.get_absolute_url()}">Run {run.pk}</a>' in page
+    assert "no dataset was made" in page

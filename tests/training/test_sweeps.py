@@ -162,6 +162,8 @@ def test_a_manager_begins_a_sweep_from_the_page_of_a_new_run(parts: dict[str, An
     wrong = manager.post(address, settings_of(page, **asked | {"sweep-values_2": "0.1, 99"}))
     assert wrong.status_code == 422
     assert "beta is 99" in str(wrong.context["sweep_form"].errors["values_2"])
+    one_run = f'action="/projects/{parts["project"].slug}/runs/new/?method=dpo"'
+    assert one_run in wrong.content.decode()  # not this address: “Check the run” makes a run from here too
     assert Sweep.objects.count() == 1
 
 

@@ -76,6 +76,12 @@ def test_rows_that_are_too_long_are_counted_and_refused_when_they_are_many(make_
     assert "max_length" in error["do"]
 
 
+def test_rows_that_are_all_too_long_are_not_said_to_be_missing(make_run: MakeRun) -> None:
+    report = check(make_run("dpo", training={"max_length": 8}))
+    assert not report["ok"]
+    assert all("longer than 8 tokens" in error["what"] for error in report["errors"])
+
+
 def test_the_models_positions_limit_the_length(make_run: MakeRun) -> None:
     report = check(make_run("dpo", training={"max_length": 100_000}))
     assert any("256 positions" in warning for warning in report["warnings"])

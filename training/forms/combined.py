@@ -83,6 +83,11 @@ def gated_in(values: dict[str, Any], models: list[Artifact]) -> dict[str, Any] |
     chosen = [values.get(name) for name in ("gated_helpfulness", "gated_safety")]
     if not any(chosen):
         return None
+    if not all(chosen):
+        missing = "gated_safety" if chosen[0] else "gated_helpfulness"
+        raise forms.ValidationError(
+            {missing: "Choose a reward model here as well, or for neither of the two."}
+        )
     helpfulness, safety = (folders.get(value or "", "") for value in chosen)
     options: dict[str, Any] = {"helpfulness": helpfulness, "safety": safety}
     if values.get("gated_threshold") is not None:

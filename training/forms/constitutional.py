@@ -44,7 +44,10 @@ class ConstitutionalForm(RunForm):
 
 def _judges(project: Project) -> list[tuple[str, str]]:
     servers = [(address, address) for address in settings.JUDGES]
-    policies: dict[str, Policy] = {policy.location: policy for policy in reversed(trained_policies(project))}
+    # A judge is asked as a model, without what stands before a policy's prompts.
+    policies: dict[str, Policy] = {
+        policy.location: policy for policy in reversed(trained_policies(project)) if not policy.is_prompted
+    }
     return [
         ("", "The policy itself"),
         *servers,

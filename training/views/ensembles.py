@@ -60,6 +60,7 @@ def _by_doubt(found: dict[str, Any]) -> Chart | None:
         x_label="held-out pairs, a third each",
         y_label="on the raters' side",
         points=points,
+        counted="pairs",
         note="Pairs in thirds by how far the models disagree. Where doubt is of use, the last third is right "
         "less often.",
     )

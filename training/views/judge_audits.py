@@ -40,19 +40,26 @@ class JudgeAudit:
     by_strength: Chart | None = None
 
 
-def judge_audit(evaluation: dict[str, Any], run: Run, *, whole: bool = True) -> JudgeAudit | None:
-    """None for a run that asked no judge. `whole`: with the raters' own agreement, which reads labels."""
+def judge_audit(
+    evaluation: dict[str, Any], run: Run, *, whole: bool = True, names: dict[str, str] | None = None
+) -> JudgeAudit | None:
+    """None for a run that asked no judge. `whole`: with the raters' own agreement, which reads labels.
+
+    `names` of the project's policies by their folders; one query where they are not given.
+    """
     found = evaluation.get("judge_audit")
     rewards = run.config.get("rewards") or []
     if not isinstance(found, dict) or not rewards:
         return None
     options = rewards[0].get("options") or {}
+    location = str(rewards[0].get("location") or "")
+    names = _names(run.project) if names is None else names
     raters = PairAgreement(overall=Share())
     if whole and run.dataset:
         raters = raters_agreement(run.dataset)
     return JudgeAudit(
         run=run,
-        judge=str(rewards[0].get("location") or ""),
+        judge=names.get(location, location),
         model=str(options.get("model") or ""),
         rubric=str(options.get("rubric") or ""),
         n=number_in(found, "n"),
@@ -76,10 +83,17 @@ def judge_audit(evaluation: dict[str, Any], run: Run, *, whole: bool = True) -> 
 
 
 def audits_of(project: Project) -> list[JudgeAudit]:
-    """The newest audits of a project's judges. A query."""
+    """The newest audits of a project's judges. Two queries."""
     runs = project.runs.filter(method=Run.Method.JUDGE_AUDIT, state=Run.State.COMPLETE).order_by("-pk")
-    found = (judge_audit(run.evaluation, run, whole=False) for run in runs[:SHOWN])
+    names = _names(project)
+    found = (judge_audit(run.evaluation, run, whole=False, names=names) for run in runs[:SHOWN])
     return [audit for audit in found if audit is not None]
+
+
+def _names(project: Project) -> dict[str, str]:
+    """Policies by their folders. A judge is asked as a model: a prompted variant's prompt is not read."""
+    policies = project.policies.exclude(location="").order_by("-pk")
+    return {policy.location: policy.name for policy in policies if not policy.is_prompted}
 
 
 def _by_strength(found: Any, raters: PairAgreement) -> Chart | None:

@@ -1,17 +1,19 @@
 """A project's story, read from the database: its turns, newest first, and the next sensible step.
 
 A turn is a round with what came of it: datasets frozen from it (and at most earlier rounds), runs on
-them, the policies they left. Policies that no run made stand at the beginning.
+them, the policies they left. Policies that no run made stand at the beginning. Runs that write data by a
+constitution, and the data, stand in the turn of their time.
 """
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from django.db.models import Count, Q
 from django.urls import reverse
 
 from labeling.models import Assignment, Policy, PreferenceDataset, Project, Round
-from training.ingredients import can_be_learnt_from, holds_labels, policy_method_for
+from training.ingredients import MAKING, can_be_learnt_from, holds_labels, policy_method_for
 from training.models import Artifact, GateDecision, Run
 
 State = Run.State
@@ -36,6 +38,7 @@ class Turn:
     done: int = 0
     wanted: int = 0
     sampling: list[Run] = field(default_factory=list)
+    making: list[Run] = field(default_factory=list)  # runs that write by a constitution
     datasets: list[DatasetStep] = field(default_factory=list)
     policies: list[Policy] = field(default_factory=list)
     decision: GateDecision | None = None  # on this round's new policy
@@ -98,7 +101,9 @@ def story_of(project: Project) -> Story:
         .order_by("pk")
     )
     runs = list(
-        Run.objects.filter(project=project).select_related("dataset", "round", "artifact__policy", "policy")
+        Run.objects.filter(project=project).select_related(
+            "dataset", "round", "artifact__policy", "policy", "made_dataset"
+        )
     )
     policies = list(project.policies.select_related("parent", "artifact__run").order_by("pk"))
     before = Turn(round=None)
@@ -116,7 +121,9 @@ def story_of(project: Project) -> Story:
     for run in reversed(runs):
         if run.round_id in turns:
             turns[run.round_id].sampling.append(run)
-    first = [before] if before.datasets or before.policies else []
+        elif run.method in MAKING:
+            _turn_at(run.created_at, turns, before).making.append(run)
+    first = [before] if before.making or before.datasets or before.policies else []
     return Story(
         project=project,
         turns=[*first, *turns.values()],
@@ -127,12 +134,15 @@ def story_of(project: Project) -> Story:
     )
 
 
+def _turn_at(moment: datetime, turns: dict[int, Turn], before: Turn) -> Turn:
+    """The turn whose round was the newest then."""
+    earlier = [turn for turn in turns.values() if turn.round and turn.round.created_at < moment]
+    return earlier[-1] if earlier else before
+
+
 def _turn_of(dataset: PreferenceDataset, turns: dict[int, Turn], before: Turn) -> Turn:
     if dataset.source == PreferenceDataset.Source.AI:  # no round's labels: it stands where it was made
-        earlier = [
-            turn for turn in turns.values() if turn.round and turn.round.created_at < dataset.created_at
-        ]
-        return earlier[-1] if earlier else before
+        return _turn_at(dataset.created_at, turns, before)
     newest = max(dataset.rounds.all(), key=lambda r: r.number, default=None)  # prefetched
     return turns[newest.pk] if newest is not None else before
 

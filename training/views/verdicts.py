@@ -71,6 +71,7 @@ def verdicts(evaluation: dict[str, Any], artifact: Artifact | None) -> Verdicts 
         x_label="asked",
         y_label="win rate",
         points=points,
+        counted="judgements",
         note="With 95 % intervals over prompts. People decide at the gate; the others are guesses at them.",
     )
     return Verdicts(rows, chart)

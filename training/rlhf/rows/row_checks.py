@@ -56,7 +56,8 @@ def errors(
     parts: Parts, train: list[Row], *, config: RunConfig, run_dir: RunDir, limit: int
 ) -> list[RunError]:
     found = []
-    if not train:
+    are_too_long = any(part.dropped for (_, split), part in parts.items() if split == "train")
+    if not train and not are_too_long:  # else what is said below is the reason
         found.append(
             RunError(
                 what="The dataset has no row to learn from.",
