@@ -39,7 +39,8 @@ fast: setup ## tests that need neither torch nor a browser, a database server or
 	$(PY) -m pytest -q -n 2 --nomigrations --ignore tests/training_rlhf -m "not ($(SLOW))"
 
 slow: setup ## the rest
-	$(PY) -m pytest -q --durations=15 -m "$(SLOW)"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --durations=15 -m "$(SLOW)" tests/training_rlhf
+	$(PY) -m pytest -q --durations=15 -m "$(SLOW)" --ignore tests/training_rlhf
 
 loop: setup ## the loop without hands: two rounds with simulated raters
 	$(PY) manage.py demo --headless --rounds 2 --seed 0 --json
