@@ -14,6 +14,7 @@ from labeling.models import Project
 from training import ensembles, runs
 from training.ingredients import MAKING
 from training.models import Artifact, Run
+from training.prompted import was_bare
 from training.views import alarms, constitutional, costs, evaluations, mixtures
 from training.views.curves import curves_of
 from training.views.ensembles import ensemble_of
@@ -123,6 +124,7 @@ def _state_context(run: Run) -> dict[str, Any]:
         "ensemble": ensemble_of(run),
         "verdicts": verdicts(evaluation, _artifact_of(run)) if evaluation else None,
         "evaluation_error": evaluations.evaluation_error(evaluation),
+        "was_bare": was_bare(run),
         "stopping": stopping_in_words(evaluation),
         "artifact": _artifact_of(run),
         "alarms": alarms.of(run),
