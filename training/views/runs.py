@@ -111,7 +111,7 @@ def _state_context(run: Run) -> dict[str, Any]:
     evaluation = run.evaluation if run.state == Run.State.COMPLETE else {}
     return {
         "run": run,
-        "preflight": evaluations.preflight_report(run.preflight),
+        "preflight": evaluations.preflight_report(run.preflight, mixtures.names(run)),
         "waits_behind": waits_behind(run),
         "time_left": _time_left(run),
         "took": run.ended_at - run.started_at if run.started_at and run.ended_at else None,
