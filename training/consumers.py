@@ -76,6 +76,8 @@ class RunConsumer(AsyncWebsocketConsumer):
             await self.send_updates()
         except RunGone:
             await self.close(code=NOT_FOUND)
+        except OSError:
+            return  # whoever watched has gone while something was sent
         except Exception:
             # A database that is busy or away for a moment: the page comes back by itself.
             log.exception("the socket of run %s ends", self.scope["url_route"]["kwargs"]["run_id"])

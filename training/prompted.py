@@ -3,7 +3,7 @@
 from typing import Any
 
 from labeling.models import Policy
-from training.models import Artifact
+from training.models import Artifact, Run
 from training.rlhf.config import PARTS_READ
 from training.rlhf.prompt_parts import NONE, PromptParts
 
@@ -40,6 +40,12 @@ def kept_by_candidate(config: dict[str, Any]) -> dict[str, Any]:
     """Fields of the policy that a run with this recipe makes: the parts under which it learnt."""
     parts = config.get("prompt_parts", {}).get("model") or {}
     return {"system_prompt": parts.get("system_prompt", ""), "examples": list(parts.get("examples", []))}
+
+
+def was_bare(run: Run) -> bool:
+    """Whether the run's evaluation compares bare weights of a prompted policy, as a distillation's does."""
+    is_prompted = run.policy is not None and run.policy.is_prompted
+    return is_prompted and not (run.config.get("prompt_parts") or {}).get("model")
 
 
 def weights_of(policy: Policy) -> Artifact | None:

@@ -120,6 +120,7 @@ class RoundForm(forms.Form):
         choice.empty_label = f"None: {current} writes" if (current := project.current_policy) else "None"
         if self.kind == Protocol.Kind.RATING or not choice.queryset.exists():
             del self.fields["gate_prompts"]  # ratings make no pairs; one policy has no rival
+            choice.help_text = "Writes the completions."
         if not choice.queryset.exists():
             del self.fields["new_policy"]
         rival = self.fields["against"]

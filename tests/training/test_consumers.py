@@ -186,3 +186,18 @@ def test_one_look_costs_two_queries(mia: User, run: Run, django_assert_num_queri
     add_lines(run, *range(1, 100))
     with django_assert_num_queries(2):
         consumers.read_update(user=mia, run_id=run.pk, after=90)
+
+
+def test_who_leaves_while_something_is_sent_is_no_fault(
+    mia: User, run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def gone(*_: Any, **__: Any) -> None:
+        raise OSError("the client is gone")
+
+    monkeypatch.setattr(consumers.RunConsumer, "send", gone)
+
+    async def scenario(socket: Socket) -> None:
+        assert await socket.wire.receive_nothing(timeout=0.2)
+
+    on_socket(mia, f"/ws/runs/{run.pk}/", scenario)
+    assert not caplog.records

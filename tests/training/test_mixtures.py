@@ -118,8 +118,12 @@ def test_the_page_of_a_run_shows_each_dataset_apart(
         {"name": "main", "weight": 1.0, "train": 30, "test": 4, "figures": {"accuracy": 0.75, "loss": 0.5}},
         {"name": "ai-me", "weight": 0.5, "train": 20, "test": 0, "figures": {}},
     ]
+    rows = {"pairs": {"train": {"kept": 30}}, "ai-me/pairs": {"train": {"kept": 20}}}
+    Run.objects.filter(pk=run.pk).update(preflight={"ok": True, "rows": rows})
+    run.refresh_from_db()
     put_in(run, Run.State.COMPLETE, evaluation={"datasets": figures})
     page = manager.get(run.get_absolute_url()).content.decode()
+    assert "AI &amp; me: pairs, train" in page
     table = page[page.index("On each dataset") :]
     assert "75 %" in table
     assert f'href="{two[1].get_absolute_url()}">AI &amp; me</a> <span class="badge">AI</span>' in table

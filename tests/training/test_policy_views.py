@@ -8,6 +8,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
 
+from labeling import prompting
 from labeling.models import Policy, Project
 from tests import factories
 from tests.training.stage import make_run, make_starter
@@ -199,3 +200,24 @@ def test_a_policy_that_is_not_there_cannot_be_promoted(manager: Client) -> None:
 def test_looking_at_the_override_promotes_nothing(manager: Client, candidate: Policy) -> None:
     assert manager.get(reverse("policy_promote", args=[candidate.pk])).status_code == 405
     assert not candidate.gate_decisions.exists()
+
+
+def test_what_the_bare_weights_wrote_is_not_said_to_be_a_prompted_policys(
+    manager: Client, candidate: Policy
+) -> None:
+    """As after a distillation of a prompt into the weights."""
+    starter = candidate.parent
+    assert starter is not None
+    prompted = prompting.make_prompted(policy=starter, system_prompt="Be brief.", examples=[])
+    candidate.parent = prompted
+    candidate.save()
+    Run.objects.filter(pk=candidate.artifact.run_id).update(policy=prompted)
+    write_completions(candidate, wrote(0, "old", "Old words."), wrote(0, "new", "New words."))
+    for address in (candidate.get_absolute_url(), candidate.artifact.run.get_absolute_url()):
+        assert "Both without a prompt" in manager.get(address).content.decode()
+    assert f"<h3>{prompted}, without its prompt</h3>" in page_of(manager, candidate)
+    Run.objects.filter(pk=candidate.artifact.run_id).update(
+        config={**candidate.artifact.run.config, "prompt_parts": {"model": {"system_prompt": "Be brief."}}}
+    )
+    page = page_of(manager, candidate)
+    assert "without its prompt" not in page and "Both without a prompt" not in page

@@ -69,7 +69,7 @@ def _unrated(rated: list[Rated], wanted: dict[str, float], *, where: str) -> Run
         return None
     known = f"There are ratings by {', '.join(sorted(given))}." if given else "None of them was rated."
     return RunError(
-        what=f"Nobody rated by the criterion {', '.join(missing)}. {known}",
+        what=f"Nobody rated by the criteri{'on' if len(missing) == 1 else 'a'} {', '.join(missing)}. {known}",
         where=where,
         do="Name criteria of the dataset's ratings, or rate completions by these.",
     )

@@ -283,8 +283,17 @@ class PreflightReport:
     device: str
 
 
-def preflight_report(found: dict[str, Any]) -> PreflightReport | None:
-    """What the check found; None before it."""
+def _in_words(table: str, names: dict[str, str]) -> str:
+    """
+    >>> _in_words("pairs", {}), _in_words("of-may/pairs", {"of-may": "Of May"})
+    ('pairs', 'Of May: pairs')
+    """
+    dataset, _, table = table.rpartition("/")
+    return f"{names.get(dataset, dataset)}: {table}" if dataset else table
+
+
+def preflight_report(found: dict[str, Any], names: dict[str, str] | None = None) -> PreflightReport | None:
+    """What the check found; None before it. `names`: further datasets by what the run calls them."""
     if not found:
         return None
     template = found.get("template") or {}
@@ -295,7 +304,7 @@ def preflight_report(found: dict[str, Any]) -> PreflightReport | None:
         warnings=found.get("warnings") or [],
         rows=[
             TableRows(
-                table=table,
+                table=_in_words(table, names or {}),
                 split=split,
                 **{name: int(figures.get(name) or 0) for name in ("kept", "dropped", "longest", "ties")},
             )

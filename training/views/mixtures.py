@@ -22,6 +22,13 @@ TITLES = {
 }
 
 
+def names(run: Run) -> dict[str, str]:
+    """The run's further datasets, by what they are called in its folder. A query once they were checked."""
+    if not any("/" in table for table in run.preflight.get("rows") or {}):
+        return {}
+    return {mixed.name: str(mixed.dataset) for mixed in run.mixture.select_related("dataset")}
+
+
 @dataclass(frozen=True, kw_only=True)
 class DatasetRow:
     name: str

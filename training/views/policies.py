@@ -10,7 +10,7 @@ from django.views.decorators.http import require_POST, require_safe
 from labeling.models import Policy, Project
 from training import exports, gate
 from training.forms.promotion import PromoteForm
-from training.prompted import weights_of
+from training.prompted import was_bare, weights_of
 from training.views import evaluations
 from training.views.comparing import comparing
 from training.views.prompt_parts import shown_of
@@ -62,7 +62,7 @@ def policy_export(request: HttpRequest, policy_id: int, part: str) -> StreamingH
 def _policy_of(request: HttpRequest, policy_id: int) -> Policy:
     return get_object_or_404(
         Policy.objects.filter(project__in=Project.objects.managed_by(request.user)).select_related(
-            "project__current_policy", "parent", "artifact__run__dataset"
+            "project__current_policy", "parent", "artifact__run__dataset", "artifact__run__policy"
         ),
         pk=policy_id,
     )
@@ -89,6 +89,7 @@ def _page(request: HttpRequest, found: Policy, form: PromoteForm, status: int = 
             "decisions": decisions,
             "comparing": comparing(found),
             "measured": next((d for d in decisions if d.win_rate is not None), None),
+            "was_bare": artifact is not None and was_bare(artifact.run),
             "samples": samples_of(artifact.run) if artifact else [],
             "is_current": is_current,
             "can_be_promoted": bool(found.location) and not is_current,

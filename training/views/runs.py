@@ -14,6 +14,7 @@ from labeling.models import Project
 from training import ensembles, runs
 from training.ingredients import MAKING
 from training.models import Artifact, Run
+from training.prompted import was_bare
 from training.views import alarms, constitutional, costs, evaluations, mixtures
 from training.views.curves import curves_of
 from training.views.ensembles import ensemble_of
@@ -110,7 +111,7 @@ def _state_context(run: Run) -> dict[str, Any]:
     evaluation = run.evaluation if run.state == Run.State.COMPLETE else {}
     return {
         "run": run,
-        "preflight": evaluations.preflight_report(run.preflight),
+        "preflight": evaluations.preflight_report(run.preflight, mixtures.names(run)),
         "waits_behind": waits_behind(run),
         "time_left": _time_left(run),
         "took": run.ended_at - run.started_at if run.started_at and run.ended_at else None,
@@ -123,6 +124,7 @@ def _state_context(run: Run) -> dict[str, Any]:
         "ensemble": ensemble_of(run),
         "verdicts": verdicts(evaluation, _artifact_of(run)) if evaluation else None,
         "evaluation_error": evaluations.evaluation_error(evaluation),
+        "was_bare": was_bare(run),
         "stopping": stopping_in_words(evaluation),
         "artifact": _artifact_of(run),
         "alarms": alarms.of(run),

@@ -122,7 +122,8 @@ def story_of(project: Project) -> Story:
         if run.round_id in turns:
             turns[run.round_id].sampling.append(run)
         elif run.method in MAKING:
-            _turn_at(run.created_at, turns, before).making.append(run)
+            moment = run.made_dataset.created_at if run.made_dataset else run.created_at
+            _turn_at(moment, turns, before).making.append(run)
     first = [before] if before.making or before.datasets or before.policies else []
     return Story(
         project=project,
