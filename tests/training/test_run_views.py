@@ -172,7 +172,9 @@ def test_settings_are_told_in_groups_and_in_the_words_of_the_form(manager: Clien
     shown = dict(manager.get(run.get_absolute_url()).context["settings_shown"])
     assert list(shown) == ["Training", "DPO", "Tuning", "Sampling"]
     assert ("Steps between checkpoints", run.config["training"]["save_every"]) in shown["Training"]
-    assert ("What is trained", "LoRA adapters") in shown["Tuning"]
+    tuning = dict(shown["Tuning"])
+    assert tuning["What is trained"] == "LoRA adapters"
+    assert "LoRA rank" in tuning and "Virtual tokens" not in tuning and "Frozen layers" not in tuning
     assert ("Batch size", run.config["sampling"]["batch_size"]) in shown["Sampling"]
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from training.forms import combined, rewards
 from training.forms.setting_fields import sections_of
-from training.forms.setting_words import CHOICES, words_of
+from training.forms.setting_words import CHOICES, OF_KINDS, words_of
 from training.forms.weights import in_words
 from training.models import Artifact, Run
 from training.rlhf.config import upgraded
@@ -29,12 +29,21 @@ def settings_in_words(run: Run) -> list[tuple[str, list[tuple[str, Any]]]]:
     groups = [
         (
             GROUPS.get(section, METHODS[run.method].label),
-            [(_label(run, section, name), _value(section, name, value)) for name, value in found.items()],
+            [
+                (_label(run, section, name), _value(section, name, value))
+                for name, value in found.items()
+                if _matters(config, f"{section}.{name}")
+            ],
         )
         for section in sections
         if (found := config.get(section))
     ]
     return groups + _prompts_and_servers(config)
+
+
+def _matters(config: dict[str, Any], key: str) -> bool:
+    """Not a setting of another kind of tuning than the run's."""
+    return key not in OF_KINDS or config.get("tuning", {}).get("kind") in OF_KINDS[key]
 
 
 def _prompts_and_servers(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, Any]]]]:
