@@ -70,6 +70,13 @@ def test_an_older_or_odd_evaluation_shows_nothing(manager: Client, audit: Run) -
     assert page.status_code == 200 and page.context["judge_audit"] is None
 
 
+def test_a_judge_that_preferred_nothing_is_said_to_be_none(manager: Client, audit: Run) -> None:
+    for decided, is_said in ((FOUND["decided"], False), ({"rate": None, "low": 0.0, "high": 1.0}, True)):
+        put_in(audit, Run.State.COMPLETE, evaluation={"judge_audit": FOUND | {"decided": decided}})
+        page = manager.get(audit.get_absolute_url()).content.decode()
+        assert ("It preferred nothing" in page) is is_said
+
+
 def test_a_judge_that_is_a_policy_is_called_by_its_name(
     manager: Client, project: Project, judged: PreferenceDataset
 ) -> None:
