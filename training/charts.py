@@ -260,7 +260,10 @@ def scatter_chart(
 
 
 def _beside(places: Sequence[tuple[float, float]], labels: Sequence[str]) -> list[Text]:
-    """Put each label right of, left of, above or below its point: the first place that is free."""
+    """Put each label right of, left of, above or below its point: the first place that is free.
+
+    One that finds none is left out: two names in one place cannot be read, and the table has them all.
+    """
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
     texts = []
     for (x, y), label in zip(places, labels, strict=True):
@@ -272,12 +275,11 @@ def _beside(places: Sequence[tuple[float, float]], labels: Sequence[str]) -> lis
             (Text(x, y - 10, label), (x - width / 2, y - 10 - LINE, x + width / 2, y - 6)),
             (Text(x, y + 19, label), (x - width / 2, y + 7, x + width / 2, y + 7 + LINE)),
         ]
-        text, box = next(
-            ((t, b) for t, b in candidates if _inside(b) and not any(_overlap(b, other) for other in taken)),
-            next(((t, b) for t, b in candidates if _inside(b)), candidates[2]),
-        )
-        taken.append(box)
-        texts.append(text)
+        for text, box in candidates:
+            if _inside(box) and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                texts.append(text)
+                break
     return texts
 
 

@@ -98,6 +98,12 @@ def test_every_point_of_a_scatter_lies_in_its_frame(places: list[tuple[float, fl
         assert chart.top - 0.1 <= dot.y <= chart.bottom + 0.1
 
 
+def test_names_that_find_no_room_are_in_the_table_alone() -> None:
+    chart = scatter(*(Spot(label=f"a policy, {n}", x=5, y=1) for n in range(12)))
+    assert 1 <= len(chart.texts) <= 4
+    assert len(chart.dots) == len(chart.rows) == 12
+
+
 def test_labels_of_close_points_do_not_run_into_each_other() -> None:
     chart = scatter(*(Spot(label=f"policy-{n}", x=5 + n * 0.2, y=1 + n * 0.02) for n in range(3)))
     for one, other in combinations(chart.texts, 2):
