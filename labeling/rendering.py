@@ -12,6 +12,7 @@ from functools import cache, lru_cache
 from html import escape
 
 import nh3
+from django.utils.safestring import SafeString, mark_safe
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from pygments import highlight
@@ -42,6 +43,11 @@ _CONTROL = re.compile(
 # A line that markdown cannot read as anything but words.
 _PLAIN_LINE = r"(?!\d{1,9}[.)]|_)[\w\"'(“‘«¿¡—–][^\\`*_\[\]<>&#|~\n]*(?<!\s)"
 _PLAIN = re.compile(rf"{_PLAIN_LINE}(?:\n{{1,2}}{_PLAIN_LINE})*\n*")
+
+
+def shown(text: object) -> SafeString:
+    """Text of a model, a file or a person as a page shows it, whatever stands there; a dash for nothing."""
+    return mark_safe(render_markdown(str(text)) or "<p>–</p>")  # noqa: S308 - sanitised below
 
 
 def render_markdown(text: str) -> str:

@@ -6,12 +6,12 @@ from typing import Any
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
-from django.utils.safestring import SafeString, mark_safe
+from django.utils.safestring import SafeString
 
 from labeling import audits
 from labeling.constitutions import latest
 from labeling.models import PreferenceDataset, Project
-from labeling.rendering import render_markdown
+from labeling.rendering import shown
 from training import constitutional, made_datasets, runs
 from training.forms.constitutional import ConstitutionalForm
 from training.ingredients import MAKING, trained_policies
@@ -147,22 +147,22 @@ def samples_of(run: Run) -> list[MadeSample]:
     for line in made_datasets.first_lines(run, SHOWN):
         try:
             parts, facts = show(run, line)
-            samples.append(MadeSample(_safe(line["prompt"][-1]["content"]), parts, facts))
+            samples.append(MadeSample(shown(line["prompt"][-1]["content"]), parts, facts))
         except (KeyError, TypeError, ValueError, IndexError, AttributeError):
             continue  # the row of another version: the page shows the rest
     return samples
 
 
 def _revision(run: Run, line: dict[str, Any]) -> tuple[list[Part], str]:
-    parts = [Part("Answer", _safe(line["answer"]["text"]), "", _cut(line["answer"]))]
+    parts = [Part("Answer", shown(line["answer"]["text"]), "", _cut(line["answer"]))]
     last = len(line["turns"])
     for number, turn in enumerate(line["turns"], start=1):
         which = f" {number}" if last > 1 else ""
         critique, revision = turn["critique"], turn["revision"]
         words = f"By the principle: {_principle(run, turn['principle'])}"
-        parts.append(Part(f"Critique{which}", _safe(critique["text"]), "", words))
+        parts.append(Part(f"Critique{which}", shown(critique["text"]), "", words))
         tone = "good" if number == last and line["outcome"] == "revised" else ""
-        parts.append(Part(f"Revision{which}", _safe(revision["text"]), tone, _cut(revision)))
+        parts.append(Part(f"Revision{which}", shown(revision["text"]), tone, _cut(revision)))
     return parts, OUTCOMES[line["outcome"]][0]
 
 
@@ -171,7 +171,7 @@ def _judged(run: Run, line: dict[str, Any]) -> tuple[list[Part], str]:
     tones = ("", "") if p in (None, 0.5) else ("good", "bad") if p > 0.5 else ("bad", "good")
     titles = {"good": "Preferred", "bad": "Not preferred", "": "Completion"}
     parts = [
-        Part(titles[tone], _safe(text["text"]), tone, _cut(text))
+        Part(titles[tone], shown(text["text"]), tone, _cut(text))
         for tone, text in zip(tones, line["completions"], strict=True)
     ]
     said = "; ".join(
@@ -192,7 +192,3 @@ def _principle(run: Run, number: int) -> str:
 
 def _cut(text: dict[str, Any]) -> str:
     return "cut" if text["finish"] == "length" else ""
-
-
-def _safe(text: str) -> SafeString:
-    return mark_safe(render_markdown(str(text)) or "<p>–</p>")  # noqa: S308 - sanitised by labeling.rendering

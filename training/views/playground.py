@@ -8,11 +8,10 @@ from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
-from django.utils.safestring import SafeString, mark_safe
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from labeling.models import Project
-from labeling.rendering import render_markdown
+from labeling.rendering import shown
 from training import runs
 from training.forms.playground import BeginForm, SayForm, SideForm
 from training.ingredients import trained_policies
@@ -184,7 +183,7 @@ def _shown(side: ChatSide) -> dict[str, Any]:
     history = [
         {
             **message,
-            "html": _html(message["content"]),
+            "html": shown(message["content"]),
             "is_answer": message["role"] == "assistant",
             "ending": FINISHES.get(message.get("finish", ""), ""),
             "is_last": number == len(side.messages),
@@ -203,10 +202,6 @@ def _shown(side: ChatSide) -> dict[str, Any]:
         "form": SideForm(instance=side),
         "project": side.chat.project,
     }
-
-
-def _html(text: str) -> SafeString:
-    return mark_safe(render_markdown(text))  # noqa: S308 - sanitised there
 
 
 def _answer_whole(request: HttpRequest, sides: list[ChatSide]) -> None:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from django.utils.safestring import SafeString, mark_safe
+from django.utils.safestring import SafeString
 
-from labeling.rendering import render_markdown
+from labeling.rendering import shown
 from training.models import Run
 from training.rlhf.run_dir import RunDir, read_jsonl
 
@@ -28,7 +28,7 @@ def samples_of(run: Run) -> list[Sample]:
     folder = RunDir(run.folder)
     try:
         prompts = list(islice(read_jsonl(folder.data / "prompts.test.jsonl"), SHOWN))
-        samples = [Sample(prompt=_safe(_last_turn(row))) for row in prompts]
+        samples = [Sample(prompt=shown(_last_turn(row))) for row in prompts]
         for line in islice(read_jsonl(folder.completions), LINES):
             if line["request"] < len(samples) and line["policy"] in ("new", "old"):
                 _put(samples[line["request"]], line)
@@ -40,14 +40,10 @@ def samples_of(run: Run) -> list[Sample]:
 def _put(sample: Sample, line: dict[str, Any]) -> None:
     is_cut = line["finish"] == "length"
     if line["policy"] == "new":
-        sample.new, sample.new_is_cut = _safe(line["text"]), is_cut
+        sample.new, sample.new_is_cut = shown(line["text"]), is_cut
     else:
-        sample.old, sample.old_is_cut = _safe(line["text"]), is_cut
+        sample.old, sample.old_is_cut = shown(line["text"]), is_cut
 
 
 def _last_turn(row: dict[str, Any]) -> str:
     return str(row["prompt"][-1]["content"])
-
-
-def _safe(text: str) -> SafeString:
-    return mark_safe(render_markdown(text) or "<p>–</p>")  # noqa: S308 - sanitised by labeling.rendering
