@@ -1,6 +1,5 @@
 """The whole path with the real worker: a server judges by the constitution, DPO learns, people audit."""
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ pytestmark = pytest.mark.training
 from labeling import audits, constitutions  # noqa: E402
 from labeling.models import Project, Task  # noqa: E402
 from tests.labeling.judged import make_prompt, vote  # noqa: E402
+from tests.loopback import serving  # noqa: E402
 from tests.training import stage  # noqa: E402
 from tests.training.test_real_trainer import SECONDS, TINY  # noqa: E402
 from tests.training_rlhf.constitutional import prefers_longer  # noqa: E402
@@ -26,13 +26,8 @@ from training.worker import TrainingWorker  # noqa: E402
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    running = Server()
-    thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield running
-    running.shutdown()
-    running.server_close()
-    thread.join()
+    with serving(Server()) as running:
+        yield running
 
 
 def come_home(worker: TrainingWorker, run: Run) -> Run:

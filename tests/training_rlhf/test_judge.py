@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("torch")
 pytestmark = pytest.mark.training
 
+from tests.loopback import serving  # noqa: E402
 from training.rlhf import chat_server, progress  # noqa: E402
 from training.rlhf.failures import Refused  # noqa: E402
 from training.rlhf.method_settings import RewardFunction  # noqa: E402
@@ -70,13 +71,8 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv(judge_voices.KEY, raising=False)
     monkeypatch.setattr(chat_server, "FIRST_WAIT", 0.01)
-    running = Server()
-    thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield running
-    running.shutdown()
-    running.server_close()
-    thread.join()
+    with serving(Server()) as running:
+        yield running
 
 
 def judge_at(location: str, **options: Any) -> RewardFunction:

@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from tests.loopback import serving
 from tests.training_rlhf.conftest import run_child, start_child, write_rows
 from training.rlhf import chat_server, preflight, sampling
 from training.rlhf.config import RunConfig
@@ -86,13 +87,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv(chat_server.KEY, KEY)
     monkeypatch.delenv(chat_server.KEYS, raising=False)
     monkeypatch.setattr(chat_server, "FIRST_WAIT", 0.01)
-    running = Server()
-    thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield running
-    running.shutdown()
-    running.server_close()
-    thread.join()
+    with serving(Server()) as running:
+        yield running
 
 
 def make_run(folder: Path, server: Server, *, requests: int = 6, **served: Any) -> RunDir:

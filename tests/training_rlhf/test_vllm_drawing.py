@@ -1,7 +1,6 @@
 """vLLM's settings: TRL's own config classes take them, and what is missing is said before the start."""
 
 import dataclasses
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.rloo_config import RLOOConfig
 
+from tests.loopback import serving
 from tests.training_rlhf.conftest import MakeRun, write_rows
 from training.rlhf import learners, preflight, vllm_drawing
 from training.rlhf.config import RunConfig
@@ -72,13 +72,8 @@ class Health(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[HTTPServer]:
-    running = HTTPServer(("127.0.0.1", 0), type("Own", (Health,), {}))
-    thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield running
-    running.shutdown()
-    running.server_close()
-    thread.join()
+    with serving(HTTPServer(("127.0.0.1", 0), type("Own", (Health,), {}))) as running:
+        yield running
 
 
 def found(method: str, **vllm: Any) -> list[str]:
